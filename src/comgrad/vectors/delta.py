@@ -1,0 +1,282 @@
+"""A delta ΔW of one tensor: dense, or low-rank ΔW = s·B·A. Both are immutable values with one algebra.
+
+Orientation: every matrix here is (m, n) = (output side, input side), whatever the base stores. GPT-2's Conv1D and
+embedding tables store the transpose; `transposed` says so, and `in_base_layout` turns the delta back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from comgrad.errors import ShapeMismatch
+
+UNIT_ROUNDOFF: dict[torch.dtype, float] = {
+    torch.bfloat16: 2.0**-9,
+    torch.float16: 2.0**-11,
+    torch.float32: 2.0**-24,
+    torch.float64: 2.0**-53,
+}
+
+
+def working(x: Tensor) -> Tensor:
+    """The tensor in the precision arithmetic is done in: fp64 stays, everything narrower becomes fp32 (exactly)."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """The dtype of the two with the larger unit roundoff: a sum is no better known than its worst term."""
+    return a if UNIT_ROUNDOFF[a] >= UNIT_ROUNDOFF[b] else b
+
+
+@dataclass(frozen=True, eq=False)
+class Pinned:
+    """Elements whose fine-tuned value cannot be had back from base + fp32 delta; kept as they were stored.
+
+    Used only when the unchanged vector is applied with scale 1 to its own base. `index` is flat, in the base's layout.
+    """
+
+    index: Tensor  # (p,) int64
+    value: Tensor  # (p,) in the stored dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """ΔW kept in full.
+
+    Args:
+        W: (m, n) output × input; any other shape for tensors that are no matrix (biases, norms, convolutions).
+        stored: dtype of the checkpoint the delta came from; its unit roundoff is the noise floor.
+        transposed: the base stores the transpose of W.
+        pinned: see `Pinned`; dropped by every arithmetic operation.
+    """
+
+    W: Tensor
+    stored: torch.dtype = torch.float32
+    transposed: bool = False
+    pinned: Pinned | None = None
+
+    def __post_init__(self) -> None:
+        if self.transposed and self.W.ndim != 2:
+            raise ShapeMismatch(
+                f"a transposed delta of shape {tuple(self.W.shape)}", "only a matrix has a transpose", "pass a 2-D tensor"
+            )
+
+    @property
+    def kind(self) -> str:
+        return "dense"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.W.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.W.ndim >= 2
+
+    @property
+    def numel(self) -> int:
+        return self.W.numel()
+
+    def dense(self) -> Tensor:
+        """ΔW (m, n), output side first."""
+        return self.W
+
+    def in_base_layout(self) -> Tensor:
+        """ΔW as the base stores this tensor."""
+        return self.W.T if self.transposed else self.W
+
+    def scaled(self, c: float) -> Dense:
+        return replace(self, W=self.W * c, pinned=None)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """ΔW = scale · B · A, never formed unless asked for.
+
+    Args:
+        B: (m, r) output side. Its columns span the column space of ΔW when A has full row rank.
+        A: (r, n) input side.
+        scale: α/r, or α/√r for rsLoRA; kept apart so that what was read is written back bit for bit.
+        stored: dtype the factors were stored in; numerical rank is decided by its roundoff.
+        transposed: the base stores the transpose (Conv1D, embeddings).
+        weight_shape: shape of the base's tensor when it is no matrix (convolution kernels).
+    """
+
+    B: Tensor
+    A: Tensor
+    scale: float = 1.0
+    stored: torch.dtype = torch.float32
+    transposed: bool = False
+    weight_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.B.ndim != 2 or self.A.ndim != 2 or self.B.shape[1] != self.A.shape[0]:
+            raise ShapeMismatch(
+                f"factors B {tuple(self.B.shape)} and A {tuple(self.A.shape)}",
+                "ΔW = s·B·A needs B (m, r) and A (r, n) with one r",
+                "check which tensor is lora_B and which is lora_A",
+            )
+
+    @property
+    def kind(self) -> str:
+        return "lowrank"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.B.shape[0], self.A.shape[1])
+
+    @property
+    def is_matrix(self) -> bool:
+        return True
+
+    @property
+    def rank(self) -> int:
+        """Number of stored columns r; the numerical rank can be lower."""
+        return self.B.shape[1]
+
+    @property
+    def numel(self) -> int:
+        return self.B.shape[0] * self.A.shape[1]
+
+    def dense(self) -> Tensor:
+        """ΔW (m, n), output side first."""
+        return self.scale * (working(self.B) @ working(self.A))
+
+    def in_base_layout(self) -> Tensor:
+        """ΔW as the base stores this tensor."""
+        full = self.dense()
+        if self.weight_shape is not None:
+            return full.reshape(self.weight_shape)
+        return full.T if self.transposed else full
+
+    def scaled(self, c: float) -> LowRank:
+        return replace(self, scale=self.scale * c)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """(s·B, A) in working precision."""
+        return working(self.B) * self.scale, working(self.A)
+
+
+Delta = Dense | LowRank
+
+
+def same_place(a: Delta, b: Delta, name: str) -> None:
+    """Refuse two deltas that cannot be deltas of one tensor.
+
+    Raises:
+        ShapeMismatch: different shapes.
+    """
+    if a.shape != b.shape and matrix_shape(a) != matrix_shape(b):
+        raise ShapeMismatch(
+            f"tensor '{name}' has shape {a.shape} in one vector and {b.shape} in the other",
+            "deltas of one tensor must have its shape",
+            "check that both were made from the same base and the same revision",
+        )
+
+
+def matrix_shape(d: Delta) -> tuple[int, ...]:
+    """(m, n) of the delta seen as a matrix: convolution kernels are (out, in·kh·kw)."""
+    return (d.shape[0], math.prod(d.shape[1:])) if len(d.shape) > 2 else d.shape
+
+
+def add(a: Delta, b: Delta) -> Delta:
+    """a + b. Low-rank plus low-rank stays low-rank: [s₁B₁ s₂B₂]·[A₁; A₂]; with a dense term the sum is dense."""
+    if isinstance(a, LowRank) and isinstance(b, LowRank):
+        return concatenate([a, b])
+    stored = coarser(a.stored, b.stored)
+    left, right = a.dense(), b.dense()
+    if left.shape != right.shape:  # a convolution kernel in one, its matrix form in the other
+        right = right.reshape(left.shape)
+    return Dense(left + right, stored=stored, transposed=a.transposed)
+
+
+def concatenate(deltas: Sequence[LowRank]) -> LowRank:
+    """Exact sum of low-rank deltas of one tensor; its rank is the sum of the ranks."""
+    first = deltas[0]
+    stored = first.stored
+    for d in deltas[1:]:
+        stored = coarser(stored, d.stored)
+    if len(deltas) == 1:
+        return first
+    B = torch.cat([d.folded()[0] for d in deltas], dim=1)
+    A = torch.cat([d.folded()[1] for d in deltas], dim=0)
+    return replace(first, B=B, A=A, scale=1.0, stored=stored)
+
+
+def inner(a: Delta, b: Delta) -> float:
+    """Frobenius inner product ⟨a, b⟩, accumulated in fp64.
+
+    For two low-rank deltas s₁s₂·sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), which costs r₁r₂(m+n); when that exceeds the m·n·r of forming
+    the smaller delta, it is formed.
+    """
+    if isinstance(a, Dense) and isinstance(b, LowRank):
+        a, b = b, a
+    if isinstance(a, LowRank) and isinstance(b, LowRank):
+        B1, A1, B2, A2 = (t.double() for t in (a.B, a.A, b.B, b.A))
+        return a.scale * b.scale * float(((B1.T @ B2) * (A1 @ A2.T)).sum())
+    if isinstance(a, LowRank):  # ⟨sBA, W⟩ = s·sum(B ∘ (W Aᵀ)): no (m, n) temporary beyond W itself
+        W = b.dense().reshape(matrix_shape(b))
+        return a.scale * float((a.B.double() * (W.double() @ a.A.double().T)).sum())
+    return _dot64(a.dense(), b.dense())
+
+
+def _dot64(x: Tensor, y: Tensor, block: int = 1 << 22) -> float:
+    """x·y in fp64 without an fp64 copy of either whole tensor."""
+    x, y = x.reshape(-1), y.reshape(-1)
+    return float(
+        sum(torch.dot(x[i : i + block].double(), y[i : i + block].double()) for i in range(0, x.numel(), block))
+    )
+
+
+def compress(d: Delta, rank: int) -> tuple[Delta, float, float]:
+    """Best rank-`rank` approximation in the Frobenius norm, balanced factors B = U√Σ, A = √ΣVᵀ.
+
+    Low-rank input: QR of B and of Aᵀ, SVD of the r×r core, exact; dense input: SVD. Tensors that are no matrix stay.
+
+    Returns:
+        the delta, its energy Σσ² kept, and the whole energy.
+    """
+    if isinstance(d, Dense) and not d.is_matrix:
+        energy = inner(d, d)
+        return d, energy, energy
+    U, S, Vh = factored_svd(d)
+    k = min(rank, S.numel())
+    root = S[:k].sqrt()
+    weight_shape = d.weight_shape if isinstance(d, LowRank) else (d.shape if len(d.shape) > 2 else None)
+    dtype = torch.float64 if torch.float64 in (d.stored, d.dense().dtype if isinstance(d, Dense) else d.B.dtype) else torch.float32
+    small = LowRank(
+        B=(U[:, :k] * root).to(dtype),
+        A=(root[:, None] * Vh[:k]).to(dtype),
+        stored=d.stored,
+        transposed=d.transposed,
+        weight_shape=weight_shape,
+    )
+    energy = S.square()
+    return small, float(energy[:k].sum()), float(energy.sum())
+
+
+def factored_svd(d: Delta) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD ΔW = U diag(S) Vᵀ in fp64 with deterministic signs (largest entry of each u positive).
+
+    Returns:
+        U (m, k), S (k,), Vh (k, n) with k = r for low-rank, min(m, n) for dense.
+    """
+    if isinstance(d, LowRank):
+        Qb, Rb = torch.linalg.qr(d.B.double())
+        Qa, Ra = torch.linalg.qr(d.A.double().T)
+        u, S, vh = torch.linalg.svd(Rb @ Ra.T)
+        k = S.numel()
+        U, Vh = Qb @ u[:, :k], vh[:k] @ Qa.T
+        if d.scale < 0:
+            U = -U
+        S = S * abs(d.scale)
+    else:
+        U, S, Vh = torch.linalg.svd(d.dense().reshape(matrix_shape(d)).double(), full_matrices=False)
+    sign = U.gather(0, U.abs().argmax(dim=0, keepdim=True)).sign()
+    sign = torch.where(sign == 0, torch.ones_like(sign), sign)
+    return U * sign, S, Vh * sign.T
