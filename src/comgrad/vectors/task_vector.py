@@ -113,7 +113,7 @@ class TaskVector:
             return _delta.add(a, b)
 
         names = tuple(sorted({*self.tensors, *other.tensors}))
-        return TaskVector(base, _like(names, term, self.tensors, other.tensors))
+        return TaskVector(base, like(names, term, self.tensors, other.tensors))
 
     def __mul__(self, c: float) -> TaskVector:
         """c·τ."""
@@ -133,7 +133,7 @@ class TaskVector:
         return self * (1.0 / c)
 
     def _map(self, f: Callable[[Delta], Delta]) -> TaskVector:
-        return TaskVector(self.base, _like(tuple(self.tensors), lambda n: f(self.tensors[n]), self.tensors))
+        return TaskVector(self.base, like(tuple(self.tensors), lambda n: f(self.tensors[n]), self.tensors))
 
     # -- the inner product ---------------------------------------------------------------------------------------
     def inner(self, other: TaskVector) -> float:
@@ -205,7 +205,7 @@ def _unpinned(d: Delta) -> Delta:
     return d.scaled(1.0) if isinstance(d, Dense) and d.pinned is not None else d
 
 
-def _like(names: tuple[str, ...], get: Callable[[str], Delta], *parents: Mapping[str, Delta]) -> Mapping[str, Delta]:
+def like(names: tuple[str, ...], get: Callable[[str], Delta], *parents: Mapping[str, Delta]) -> Mapping[str, Delta]:
     """Deferred when any parent is, so that arithmetic on vectors larger than memory stays out of memory."""
     if any(isinstance(p, Deferred) for p in parents):
         return Deferred(names, get)

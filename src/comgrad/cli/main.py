@@ -1,0 +1,76 @@
+"""The command line: every command is a few lines over one function of `comgrad.workflows`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import typer
+
+from comgrad.cli import (
+    add_cmd,
+    checkpoint_cmds,
+    compare_cmds,
+    demo_cmd,
+    doctor_cmd,
+    merge_cmd,
+    registry_cmds,
+    suggest_cmd,
+)
+from comgrad.cli.output import plain
+from comgrad.errors import ComgradError
+
+app = typer.Typer(
+    name="comgrad",
+    help="Share, compare, predict and train task vectors of open models.",
+    epilog="Start here: comgrad demo. The registry's folder is COMGRAD_HOME.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"comgrad {version('comgrad')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Share, compare, predict and train task vectors of open models."""
+
+
+for module in (
+    demo_cmd,
+    add_cmd,
+    registry_cmds,
+    compare_cmds,
+    suggest_cmd,
+    merge_cmd,
+    checkpoint_cmds,
+    doctor_cmd,
+):
+    module.register(app)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
+    try:
+        app()
+    except ComgradError as error:
+        if "--json" in sys.argv:
+            typer.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        typer.echo(f"error: {plain(str(error))}", err=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was finished is kept", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of our output went away (a pager, head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None

@@ -1,0 +1,94 @@
+"""`comgrad list`, `show`, `search`, `remove`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from comgrad.cli.output import AsJson, cell, emit_json, say, table
+
+
+def register(app: typer.Typer) -> None:
+    app.command("list")(list_vectors)
+    app.command("show")(show)
+    app.command("search")(search)
+    app.command("remove")(remove)
+
+
+def list_vectors(as_json: AsJson = False) -> None:
+    """List the registry's vectors.
+
+    Example: comgrad list --json
+    """
+    from comgrad.workflows.registry import Registry
+
+    entries = Registry().list()
+    if as_json:
+        emit_json([e.as_dict() for e in entries])
+        return
+    if not entries:
+        say("The registry is empty. Add adapters with: comgrad add PATH")
+        return
+    rows = [(e.id, e.name, e.kind, e.rank, float(e.norm), e.base, _short(e.description)) for e in entries]
+    table(("id", "name", "kind", "rank", "norm", "base", "description"), rows)
+
+
+def show(ref: Annotated[str, typer.Argument(metavar="ID", help="Id, name, or a unique start of the id.")], as_json: AsJson = False) -> None:
+    """Show one vector: its card and its measured facts.
+
+    Example: comgrad show intent-banking
+    """
+    from comgrad.workflows.registry import Registry
+
+    entry = Registry().get(ref)
+    if as_json:
+        emit_json(entry.as_dict(full=True))
+        return
+    for key, value in entry.as_dict(full=True).items():
+        if key != "card":
+            say(f"{key:18} {cell(value)}")
+    for key, value in entry.card_dict().items():
+        if key not in {"name", "description"}:
+            say(f"card.{key:13} {value}")
+
+
+def search(
+    text: Annotated[str, typer.Argument(help="What you look for, in words.")],
+    limit: Annotated[int, typer.Option(help="How many to show.", min=1)] = 10,
+    words: Annotated[bool, typer.Option(help="Match words only; do not load the text encoder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find vectors by what their descriptions mean.
+
+    Example: comgrad search "requests to a bank"
+    """
+    from comgrad.workflows.searching import search as run
+
+    hits = run(text, limit=limit, words_only=words)
+    if as_json:
+        emit_json([h.as_dict() for h in hits])
+        return
+    table(("score", "id", "name", "description"), [(h.score, h.entry.id, h.entry.name, _short(h.entry.description)) for h in hits])
+
+
+def remove(
+    ref: Annotated[str, typer.Argument(metavar="ID", help="Id or name.")],
+    reason: Annotated[str, typer.Option(help="Kept with the tombstone.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Remove a vector. Its name stays taken, so that it can never come to mean another one.
+
+    Example: comgrad remove intent-banking --reason "licence withdrawn"
+    """
+    from comgrad.workflows.registry import Registry
+
+    entry = Registry().remove(ref, reason=reason)
+    if as_json:
+        emit_json({**entry.as_dict(), "status": "removed"})
+    else:
+        say(f"removed {entry.id} '{entry.name}'; the name stays taken")
+
+
+def _short(text: str, length: int = 70) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

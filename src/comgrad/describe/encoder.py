@@ -1,0 +1,53 @@
+"""Text encoders: a description becomes a unit vector."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from comgrad.weights.bases import resolve_base
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class TextEncoder(Protocol):
+    """Anything that turns texts into unit vectors, always the same ones for the same text."""
+
+    name: str
+
+    def encode(self, texts: list[str]) -> Float[np.ndarray, "n d"]:
+        """(n, d) fp32 rows of norm 1."""
+        ...
+
+
+class SentenceEncoder:
+    """A sentence-transformers model, frozen, in evaluation mode."""
+
+    def __init__(self, name: str, path: str, *, batch_size: int = 64) -> None:
+        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+        from sentence_transformers import SentenceTransformer  # several seconds of imports: only when texts are encoded
+
+        self.name = name
+        self._batch_size = batch_size
+        self._model = SentenceTransformer(path, local_files_only=True)
+
+    def encode(self, texts: list[str]) -> Float[np.ndarray, "n d"]:
+        vectors = self._model.encode(
+            texts, batch_size=self._batch_size, convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+@lru_cache(maxsize=2)
+def load_encoder(name: str = DEFAULT_ENCODER) -> TextEncoder:
+    """The encoder of that name, from this machine.
+
+    Raises:
+        NotFound: the model is neither installed as a package, nor a folder, nor in the local hub cache.
+    """
+    base = resolve_base(name)
+    return SentenceEncoder(base.name, str(base.path))

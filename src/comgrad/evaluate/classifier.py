@@ -1,0 +1,127 @@
+"""The frozen-head classifier: logits = scale · cos(encoder(text), prompt_j), prompts encoded once by the base model.
+
+All of a task's knowledge is therefore in the encoder's task vector; the head has no parameters of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comgrad.describe.task import Example, Task
+from comgrad.weights.bases import BaseModel
+
+LOGIT_SCALE = 20.0
+MAX_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy in nats and accuracy in [0, 1] over `n` examples."""
+
+    loss: float
+    accuracy: float
+    n: int
+
+
+class PromptClassifier(nn.Module):
+    """Encoder → mean pooling over tokens → unit vector → scaled cosine with each label's prompt.
+
+    Args:
+        encoder: a transformer whose output has `last_hidden_state` (batch, tokens, d).
+        prompts: (labels, d) unit rows; frozen.
+    """
+
+    prompts: Tensor
+
+    def __init__(self, encoder: nn.Module, prompts: Tensor, *, logit_scale: float = LOGIT_SCALE) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.logit_scale = logit_scale
+        self.register_buffer("prompts", prompts, persistent=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.logit_scale * embed(self.encoder, input_ids, attention_mask) @ self.prompts.T
+        out = {"logits": logits}
+        if labels is not None:
+            out["loss"] = nn.functional.cross_entropy(logits, labels)
+        return out
+
+
+def embed(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(batch, d) unit rows: the mean of the last hidden states over real tokens."""
+    hidden = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    mask = attention_mask[:, :, None].to(hidden.dtype)
+    mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+    return nn.functional.normalize(mean, dim=-1)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A base model opened for work: its tokenizer, and fresh copies of its encoder."""
+
+    base: BaseModel
+    tokenizer: Any
+    device: torch.device
+
+    @classmethod
+    def open(cls, base: BaseModel) -> Bench:
+        from transformers import AutoTokenizer
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(base, AutoTokenizer.from_pretrained(base.path, local_files_only=True), device)
+
+    def encoder(self) -> nn.Module:
+        """A fresh copy of the base encoder, in evaluation mode."""
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        model: nn.Module = AutoModel.from_pretrained(self.base.path, local_files_only=True, dtype=torch.float32)
+        return model.to(self.device).eval()
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Padded token ids and mask, (batch, tokens)."""
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+        )
+        return {k: batch[k].to(self.device) for k in ("input_ids", "attention_mask")}
+
+    @torch.no_grad()
+    def prompts(self, task: Task) -> Tensor:
+        """(labels, d): each label's prompt encoded by the BASE model, whatever is trained later."""
+        return embed(self.encoder(), **self.tokens(task.label_prompts))
+
+    def classifier(self, task: Task, encoder: nn.Module) -> PromptClassifier:
+        """The task's classifier around an encoder (the base's own, or one with an adapter)."""
+        return PromptClassifier(encoder, self.prompts(task)).to(self.device)
+
+
+@torch.no_grad()
+def evaluate(bench: Bench, model: PromptClassifier, examples: Sequence[Example], *, batch_size: int = 64) -> Score:
+    """Loss and accuracy, each example weighted alike whatever the batch it falls in; texts are batched by length."""
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].text))
+    loss = correct = 0.0
+    for start in range(0, len(order), batch_size):
+        rows = [examples[i] for i in order[start : start + batch_size]]
+        labels = torch.tensor([e.label for e in rows], device=bench.device)
+        logits = model(**bench.tokens([e.text for e in rows]))["logits"]
+        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        correct += float((logits.argmax(dim=1) == labels).sum())
+    model.train(was_training)
+    return Score(loss / len(examples), correct / len(examples), len(examples))
+
+
+def with_adapter(bench: Bench, adapter: Path, *, trainable: bool = False) -> nn.Module:
+    """The base encoder with a PEFT adapter directory on it, loaded by stock PEFT."""
+    from peft import PeftModel
+
+    model: nn.Module = PeftModel.from_pretrained(bench.encoder(), str(adapter), is_trainable=trainable)
+    return model
