@@ -49,7 +49,12 @@ class Collection:
             cache: a folder for derived data; losing it costs time and nothing else.
         """
         if not members:
-            raise ComgradError("an empty registry", "there is nothing to compare", "add adapters with: comgrad add PATH", code="empty-registry")
+            raise ComgradError(
+                "an empty registry",
+                "there is nothing to compare",
+                "add adapters with: comgrad add PATH",
+                code="empty-registry",
+            )
         file = _cache_file(cache, members) if cache else None
         known = _read_cache(file, members) if file else None
         names, blocks = _complete(members, known)
@@ -67,12 +72,17 @@ class Collection:
     def ids(self) -> tuple[str, ...]:
         return tuple(m.id for m in self.members)
 
+    def subset(self, indices: Sequence[int]) -> Collection:
+        """The collection of some of its members, in the order given."""
+        at = list(indices)
+        return Collection(tuple(self.members[i] for i in at), self.tensor_names, self.per_tensor[:, at][:, :, at])
+
     def vectors(self) -> list[TaskVector]:
         """All vectors, read now."""
         return [m.load() for m in self.members]
 
     def centred_cosine(self) -> Float[np.ndarray, "k k"]:
-        """Cosine of τ_i − μ and τ_j − μ; 0 where a vector equals the mean, so that nothing undefined can win a ranking."""
+        """Cosine of τ_i − μ and τ_j − μ; 0 where a vector equals the mean: nothing undefined can win a ranking."""
         K = len(self.members)
         C = np.eye(K) - 1.0 / K
         centred = C @ self.gram @ C

@@ -12,7 +12,7 @@ from comgrad.errors import ComgradError
 
 @dataclass(frozen=True)
 class Layout:
-    """Positions (K, 2), Kruskal's stress-1 of the layout in [0, 1], a cluster number per point, their mean silhouette."""
+    """Positions (K, 2), Kruskal's stress-1 in [0, 1], a cluster number per point, their mean silhouette."""
 
     positions: Float[np.ndarray, "k 2"]
     stress: float
@@ -33,8 +33,10 @@ def lay_out(similarity: Float[np.ndarray, "k k"], *, seed: int = 0) -> Layout:
     if K < 3:
         raise ComgradError(f"{K} vectors", "a map needs at least three", "add more adapters", code="too-few")
     distance = 1.0 - np.asarray(similarity, dtype=np.float64)
-    distance = np.maximum((distance + distance.T) / 2, 0.0)
+    distance = np.maximum((distance + distance.T) / 2, 1e-9)  # an exact 0 counts as unknown in ordinal scaling
     np.fill_diagonal(distance, 0.0)
+    if distance.max() <= 1e-9:  # all the same: one point
+        return Layout(np.zeros((K, 2)), 0.0, np.zeros(K, dtype=np.int64), 0.0)
     positions, stress = _ordinal(distance, seed)
     clusters, silhouette = _clusters(distance)
     return Layout(positions, stress, clusters, silhouette)
@@ -67,7 +69,7 @@ def _clusters(distance: Float[np.ndarray, "k k"]) -> tuple[Int[np.ndarray, "k"],
     from sklearn.metrics import silhouette_score
 
     K = len(distance)
-    if K < 4 or not distance.any():
+    if K < 4:
         return np.zeros(K, dtype=np.int64), 0.0
     best: tuple[float, Int[np.ndarray, "k"]] | None = None
     for n in range(2, min(K - 1, max(3, K // 2)) + 1):

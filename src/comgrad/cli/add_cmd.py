@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 
 def add(
-    paths: Annotated[list[Path], typer.Argument(help="PEFT adapter folders, folders full of them, or (with --base) a checkpoint.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="PEFT adapter folders, folders full of them, or (with --base) a checkpoint.")
+    ],
     describe: Annotated[str | None, typer.Option(help="What the fine-tune does, in words.")] = None,
     name: Annotated[str | None, typer.Option(help="Its name in the registry.")] = None,
     base: Annotated[str | None, typer.Option(help="Its base model: a name or a path.")] = None,

@@ -44,7 +44,9 @@ def compare(
 
 def matrix(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npz (with per-tensor values) or .csv.")],
-    measure: Annotated[str, typer.Option(help="cosine, centred_cosine, l2, grassmann_l1, overlap, … (comgrad matrix --measure list).")] = "cosine",
+    measure: Annotated[
+        str, typer.Option(help="cosine, centred_cosine, l2, grassmann_l1, overlap, … (comgrad matrix --measure list).")
+    ] = "cosine",
     base: Annotated[str | None, typer.Option(help="Base model, when the registry holds several.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -79,4 +81,6 @@ def draw_map(
     if as_json:
         emit_json(result)
     else:
-        say(f"wrote {result['path']}: {len(result['points'])} tasks, {len(result['clusters'])} clusters, stress {result['stress']:.3f}")
+        say(
+            f"wrote {result['path']}: {len(result['points'])} tasks, {len(result['clusters'])} clusters, stress {result['stress']:.3f}"
+        )

@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the pictures.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the pictures.")] = Path(
+        "demo-out"
+    ),
     task: Annotated[str, typer.Option(help="Which shipped task to start ahead on.")] = "banking-intent",
     steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 40,
     as_json: AsJson = False,

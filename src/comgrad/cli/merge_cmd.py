@@ -16,13 +16,19 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
-    vectors: Annotated[list[str], typer.Argument(help="Two or more: ids, names, adapter folders, or (with --base) checkpoints.")],
+    vectors: Annotated[
+        list[str], typer.Argument(help="Two or more: ids, names, adapter folders, or (with --base) checkpoints.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Base of full checkpoints given as vectors.")] = None,
-    weights: Annotated[str | None, typer.Option(help="One factor per vector, as in 0.3,0.3; negative to forget.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="One factor per vector, as in 0.3,0.3; negative to forget.")
+    ] = None,
     method: Annotated[str, typer.Option(help="sum or mean.")] = "sum",
     scale: Annotated[float, typer.Option(help="Factor of the result.")] = 1.0,
-    rank: Annotated[int | None, typer.Option(help="Rank of the written adapter; without it the merge is exact.", min=1)] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the written adapter; without it the merge is exact.", min=1)
+    ] = None,
     to: Annotated[str | None, typer.Option("--to", help="Write a full checkpoint: this base plus the merge.")] = None,
     as_json: AsJson = False,
 ) -> None:

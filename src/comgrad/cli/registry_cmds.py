@@ -34,7 +34,10 @@ def list_vectors(as_json: AsJson = False) -> None:
     table(("id", "name", "kind", "rank", "norm", "base", "description"), rows)
 
 
-def show(ref: Annotated[str, typer.Argument(metavar="ID", help="Id, name, or a unique start of the id.")], as_json: AsJson = False) -> None:
+def show(
+    ref: Annotated[str, typer.Argument(metavar="ID", help="Id, name, or a unique start of the id.")],
+    as_json: AsJson = False,
+) -> None:
     """Show one vector: its card and its measured facts.
 
     Example: comgrad show intent-banking
@@ -69,7 +72,10 @@ def search(
     if as_json:
         emit_json([h.as_dict() for h in hits])
         return
-    table(("score", "id", "name", "description"), [(h.score, h.entry.id, h.entry.name, _short(h.entry.description)) for h in hits])
+    table(
+        ("score", "id", "name", "description"),
+        [(h.score, h.entry.id, h.entry.name, _short(h.entry.description)) for h in hits],
+    )
 
 
 def remove(

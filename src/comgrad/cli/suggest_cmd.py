@@ -17,8 +17,12 @@ def register(app: typer.Typer) -> None:
 def suggest(
     text: Annotated[str, typer.Argument(help="The new task, in words.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the starting adapter to.")],
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter; default: that of the known vectors.", min=1)] = None,
-    examples: Annotated[Path | None, typer.Option(help="A task folder with a few labelled examples, to choose the scale.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapter; default: that of the known vectors.", min=1)
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="A task folder with a few labelled examples, to choose the scale.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Base model, when the registry holds several.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,7 +43,9 @@ def suggest(
     rows = [(s.coefficient, s.name, s.id) for s in result.sources[:10]]
     if rows:
         table(("coefficient", "from", "id"), rows)
-    say(f"rule {result.rule}, confidence {result.confidence:.2f}, scale {result.scale:.3f}, energy kept {result.energy_kept:.3f}")
+    say(
+        f"rule {result.rule}, confidence {result.confidence:.2f}, scale {result.scale:.3f}, energy kept {result.energy_kept:.3f}"
+    )
     say(f"wrote {result.path}; load it with peft.PeftModel.from_pretrained(base, '{result.path}', is_trainable=True)")
     for warning in result.warnings:
         note(f"warning: {warning}")

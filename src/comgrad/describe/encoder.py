@@ -37,7 +37,11 @@ class SentenceEncoder:
 
     def encode(self, texts: list[str]) -> Float[np.ndarray, "n d"]:
         vectors = self._model.encode(
-            texts, batch_size=self._batch_size, convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
+            texts,
+            batch_size=self._batch_size,
+            convert_to_numpy=True,
+            normalize_embeddings=True,
+            show_progress_bar=False,
         )
         return np.asarray(vectors, dtype=np.float32)
 

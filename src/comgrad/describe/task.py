@@ -100,11 +100,15 @@ def _read_examples(path: Path, n_labels: int) -> list[Example]:
             for i, line in enumerate(lines, 1):
                 seen += len(line)
                 if seen > MAX_EXAMPLES_BYTES or len(line) > MAX_LINE_CHARS:
-                    raise _bad(path, i, "is larger than a task's examples may be", "split the file or shorten the texts")
+                    raise _bad(
+                        path, i, "is larger than a task's examples may be", "split the file or shorten the texts"
+                    )
                 if line.strip():
                     out.append(_example(_json_object(line, f"{path}:{i}"), path, i, n_labels))
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ComgradError(f"'{path}'", f"it cannot be read as text ({error})", "write it again as UTF-8", code="bad-task") from error
+        raise ComgradError(
+            f"'{path}'", f"it cannot be read as text ({error})", "write it again as UTF-8", code="bad-task"
+        ) from error
     return out
 
 
@@ -136,5 +140,7 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 def _strings(card: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
     value = card.get(key)
     if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise ComgradError(f"'{path}' key '{key}'", "it must be a list of non-empty strings", "mend the card", code="bad-task")
+        raise ComgradError(
+            f"'{path}' key '{key}'", "it must be a list of non-empty strings", "mend the card", code="bad-task"
+        )
     return tuple(value)

@@ -5,7 +5,8 @@ All of a task's knowledge is therefore in the encoder's task vector; the head ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from comgrad.describe.task import Example, Task
+from comgrad.errors import ShapeMismatch
+from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import BaseModel
 
 LOGIT_SCALE = 20.0
@@ -87,9 +90,7 @@ class Bench:
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Padded token ids and mask, (batch, tokens)."""
-        batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
-        )
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
         return {k: batch[k].to(self.device) for k in ("input_ids", "attention_mask")}
 
     @torch.no_grad()
@@ -125,3 +126,30 @@ def with_adapter(bench: Bench, adapter: Path, *, trainable: bool = False) -> nn.
 
     model: nn.Module = PeftModel.from_pretrained(bench.encoder(), str(adapter), is_trainable=trainable)
     return model
+
+
+@contextmanager
+@torch.no_grad()
+def shifted(encoder: nn.Module, tau: TaskVector, scale: float = 1.0) -> Iterator[None]:
+    """The encoder at θ₀ + scale·τ inside the block, and exactly at θ₀ again after it.
+
+    Raises:
+        ShapeMismatch: the encoder lacks one of the vector's tensors, or has it in another shape.
+    """
+    parameters = dict(encoder.named_parameters())
+    before: dict[str, Tensor] = {}
+    try:
+        for name, delta in tau.tensors.items():
+            change = delta.in_base_layout()
+            if name not in parameters or parameters[name].shape != change.shape:
+                raise ShapeMismatch(
+                    f"tensor '{name}' of shape {tuple(change.shape)}",
+                    "the model has no such tensor of that shape",
+                    "use the model the vector stands on",
+                )
+            before[name] = parameters[name].clone()
+            parameters[name].add_(scale * change.to(parameters[name]))
+        yield
+    finally:
+        for name, value in before.items():
+            parameters[name].copy_(value)

@@ -64,7 +64,10 @@ def fine_tune(
 
     if not any(p.requires_grad for p in model.parameters()):
         raise ComgradError(
-            "a model with no trainable parameter", "there is nothing to train", "load the adapter as trainable", code="nothing-to-train"
+            "a model with no trainable parameter",
+            "there is nothing to train",
+            "load the adapter as trainable",
+            code="nothing-to-train",
         )
     losses: list[tuple[int, float]] = []
 

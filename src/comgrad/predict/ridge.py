@@ -7,7 +7,7 @@ linear combination τ̂ = Σ c_k τ_k, so that fitting needs only the Gram matri
 
 λ and one scale s are chosen by leave-one-out over the registry's own vectors, in closed form: ridge with a free
 intercept is a linear smoother T̂ = S·T, and the prediction for i without i is (S_i − S_ii e_i)·T/(1 − S_ii). The mean of
-the vectors is the case λ = ∞ and is kept unless a finite λ is better on the same criterion by one standard error.
+the vectors is the case λ = ∞ and is kept unless a finite λ is better on the same criterion by two standard errors.
 
 Source: the ComGrad note, §2–3 (prediction as coordinates in known task vectors); the shrinkage is ours, because Eq. 1 as
 written overshoots when the known vectors are correlated.
@@ -51,7 +51,7 @@ class RidgePredictor:
     candidates: tuple[LeaveOneOut, ...]
     rule: Literal["ridge", "mean", "zero"]
 
-    def coefficients(self, e: Float[np.ndarray, "d"]) -> Vector:
+    def coefficients(self, e: Float[np.ndarray, d]) -> Vector:
         """Coefficients c (K,) of the known vectors, scale included; all zero when the rule is `zero`."""
         K = len(self.embeddings)
         if self.rule == "zero":
@@ -65,7 +65,7 @@ class RidgePredictor:
         weights = np.linalg.solve(C @ kernel @ C + self.chosen.lam * np.eye(K), centred) @ C
         return self.chosen.scale * (weights + 1.0 / K)
 
-    def confidence(self, e: Float[np.ndarray, "d"]) -> float:
+    def confidence(self, e: Float[np.ndarray, d]) -> float:
         """Share of the kernel's prior variance at e that the known descriptions explain, in [0, 1].
 
         1 − (k(d,d) − k(d,·)(K + λI)⁻¹k(·,d))/k(d,d): near 0 for a description unlike all known ones.
@@ -94,7 +94,7 @@ def fit(embeddings: Float[np.ndarray, "k d"], gram: Matrix) -> RidgePredictor:
     ridges = [leave_one_out(kernel, gram, lam) for lam in LAMBDAS]
     best = min(ridges, key=lambda r: r.error)
     gain = mean.per_task - best.per_task
-    clearly_better = gain.mean() > gain.std(ddof=1) / np.sqrt(K)
+    clearly_better = gain.mean() > 2.0 * gain.std(ddof=1) / np.sqrt(K)
     chosen = best if clearly_better else mean
     rule: Literal["ridge", "mean", "zero"] = "ridge" if clearly_better else "mean"
     if chosen.scale <= 0 or chosen.error >= 1.0:
@@ -139,3 +139,13 @@ def _median_distance(embeddings: Float[np.ndarray, "k d"]) -> float:
         return 1.0
     distance = 1.0 - (embeddings @ embeddings.T)[~np.eye(K, dtype=bool)]
     return float(max(np.median(distance), 1e-6))
+
+
+def left_out_confidence(predictor: RidgePredictor) -> Vector:
+    """Confidence at each known description, computed without it: what confidence looks like for a real task."""
+    lam = predictor.chosen.lam if np.isfinite(predictor.chosen.lam) else 1.0
+    kernel = _kernel(predictor.embeddings, predictor.embeddings, predictor.width)
+    K = len(kernel)
+    # with Q = (K + λI)⁻¹, the variance left at i when i is unknown is 1/Q_ii − λ (block inversion)
+    left = 1.0 / np.diag(np.linalg.inv(kernel + lam * np.eye(K))) - lam
+    return np.clip(1.0 - left, 0.0, 1.0)

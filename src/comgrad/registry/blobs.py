@@ -126,7 +126,7 @@ class FolderBlobs:
                 if sys.platform != "win32":
                     os.fchmod(out, 0o444)
                 os.fsync(out)
-                self._place(partial, digest, size)
+                self._place(partial, digest)
             finally:
                 os.close(out)  # drops the lock
         finally:
@@ -134,14 +134,12 @@ class FolderBlobs:
                 partial.unlink()
         return digest, size
 
-    def _place(self, partial: Path, digest: str, size: int) -> None:
-        """Rename the complete file to its digest; what is there already is replaced unless it is whole."""
+    def _place(self, partial: Path, digest: str) -> None:
+        """Rename the complete file to its digest, over what is there: these bytes are right, those may not be."""
         folder = self.root / digest[:2]
         disk.make_folder(folder)
-        found = self._stat(digest)
-        if found is None or found.st_size != size:
-            partial.replace(folder / digest)
-        disk.sync_folder(folder)  # also when another process renamed it and may not have flushed it yet
+        partial.replace(folder / digest)
+        disk.sync_folder(folder)
 
     # -- reading -------------------------------------------------------------------------------------------------
     def exists(self, digest: str) -> bool:

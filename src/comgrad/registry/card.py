@@ -24,10 +24,23 @@ Text = Annotated[str, Field(max_length=MAX_DESCRIPTION)]
 Labels = Annotated[tuple[Line, ...], Field(strict=False, max_length=MAX_LABELS)]
 
 
+def _small(extra: dict[str, Any]) -> None:
+    """Unknown keys must be JSON and small."""
+    size = len(json.dumps(checked_json(extra), ensure_ascii=False).encode())
+    if size > MAX_EXTRA_BYTES:
+        raise ValueError(f"the unknown keys take {size} bytes and {MAX_EXTRA_BYTES} are allowed")
+
+
 class _Model(BaseModel):
     """Immutable, strictly typed; a NaN or an infinity is refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True, extra="forbid")
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        """Refuse characters that a reader cannot see or that change how the text reads."""
+        return checked_text(value)
 
 
 class Training(_Model):
@@ -58,12 +71,12 @@ class Training(_Model):
     @model_validator(mode="after")
     def _scalars(self) -> Self:
         extra = self.__pydantic_extra__ or {}
-        if len(extra) > 200:
-            raise ValueError("more than 200 unknown keys")
         for key, value in extra.items():
             if not isinstance(value, str | int | float | bool | None):
-                raise TypeError(f"the unknown key {key!r} holds a {type(value).__name__}; only plain values are kept")
-        checked_json(extra)
+                why = f"the unknown key {key!r} holds a {type(value).__name__}; only plain values are kept"
+                raise ValueError(why)  # noqa: TRY004 - pydantic reports a ValueError as the field's, not a TypeError
+        checked_text(extra)
+        _small(extra)
         return self
 
 
@@ -122,23 +135,15 @@ class Card(_Model):
             return data
         extra = data.get("extra", {})
         if not isinstance(extra, Mapping):
-            raise TypeError("'extra' must be an object")
+            return data  # refused by the field's own type
         return {**{k: v for k, v in data.items() if k in known}, "extra": {**extra, **unknown}}
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        """Refuse characters that a reader cannot see or that change how the text reads."""
-        return checked_text(value)
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if len(self.seeds) > 1_000 or len(self.metrics) > 1_000:
             raise ValueError("more than 1000 seeds or metrics")
         checked_json(self.metrics)
-        size = len(json.dumps(checked_json(self.extra), ensure_ascii=False).encode())
-        if size > MAX_EXTRA_BYTES:
-            raise ValueError(f"the unknown keys take {size} bytes and {MAX_EXTRA_BYTES} are allowed")
+        _small(self.extra)
         if self.label_names and self.label_prompts and len(self.label_names) != len(self.label_prompts):
             raise ValueError(f"{len(self.label_names)} label names but {len(self.label_prompts)} label prompts")
         return self
@@ -150,6 +155,7 @@ class Card(_Model):
 
         Raises:
             FileRefused: (`card-refused`, `card-newer`) not a card, or of a newer schema.
+            ComgradError: (`name-refused`) its name cannot be one; see `names.checked_name`.
         """
         try:
             return cls.model_validate(upgraded(data, SCHEMA, what))

@@ -55,22 +55,21 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def checked_text(value: Any) -> Any:
+def checked_text(value: Any, depth: int = 0) -> Any:
     """The value with CR LF as LF in every string; control characters and direction overrides are refused.
 
-    Strings are checked at any depth; containers and models keep their type.
+    Strings are checked in containers too; a nested model checks its own.
     """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, str):
         return _checked_string(value)
     if isinstance(value, tuple):
-        return tuple(checked_text(item) for item in value)
+        return tuple(checked_text(item, depth + 1) for item in value)
     if isinstance(value, list):
-        return [checked_text(item) for item in value]
+        return [checked_text(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {_checked_string(str(key)): checked_text(item) for key, item in value.items()}
-    if hasattr(value, "model_fields_set"):
-        for item in (*value.__dict__.values(), *(value.__pydantic_extra__ or {}).items()):
-            checked_text(item)
+        return {_checked_string(str(key)): checked_text(item, depth + 1) for key, item in value.items()}
     return value
 
 

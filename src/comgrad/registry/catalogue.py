@@ -61,23 +61,25 @@ class Catalogue:
         with self._transaction(write=False) as connection:
             return _row(connection, vectors.c.digest == digest)
 
-    def get(self, key: str, *, include_removed: bool = False) -> Record:
-        """The row of an id, a name, or the beginning of either when only one row has it.
+    def get(self, key: str, *, include_removed: bool = False, exact: bool = False) -> Record:
+        """The row of an id, a name, or (unless `exact`) the beginning of either when only one row has it.
 
         Raises:
             NotFound: no row (close names are suggested); (`removed`) it was removed; (`ambiguous`) several rows.
         """
         with self._transaction(write=False) as connection:
-            found = self._find(connection, key)
+            found = self._find(connection, key, exact)
         if found.state == "removed" and not include_removed:
             raise removed(found)
         return found
 
-    def _find(self, connection: Connection, key: str) -> Record:
+    def _find(self, connection: Connection, key: str, whole: bool) -> Record:
         folded = name_key(key)
         exact = _row(connection, vectors.c.id == key.strip().lower()) or _row(connection, vectors.c.name_key == folded)
         if exact:
             return exact
+        if whole:
+            raise self._unknown(connection, key, folded)
         digits = key.strip().lower()
         starts = [vectors.c.id.startswith(digits, autoescape=True)] if digits.startswith("tv-") else []
         if len(digits) >= _MIN_PREFIX:
@@ -96,11 +98,9 @@ class Catalogue:
 
     def _unknown(self, connection: Connection, key: str, folded: str) -> NotFound:
         query = select(vectors.c.name_key, vectors.c.name).where(vectors.c.state == "active")
-        known = dict(connection.execute(query).tuples().all())
-        close = [known[near] for near in difflib.get_close_matches(folded, known, n=3, cutoff=0.6)]
-        if not close:  # a word of the name is often all that is remembered
-            close = [name for near, name in sorted(known.items()) if folded and folded in near][:3]
-        close_text = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else "see `comgrad list`"
+        known = {row.name_key: row.name for row in connection.execute(query)}
+        close = " or ".join(f"'{known[near]}'" for near in _close(folded, sorted(known)))
+        close_text = f"did you mean {close}?" if close else "see `comgrad list`"
         return NotFound(_shown(key), "the registry has no vector of that id or name", close_text)
 
     def list(
@@ -227,6 +227,18 @@ class Writer:
         if found is None:
             raise NotFound(f"'{identity}'", "the registry has no vector of that id", "see `comgrad list`")
         return found
+
+
+def _close(key: str, known: Sequence[str]) -> Sequence[str]:
+    """At most three names like the key: as a whole, or else in some of their words."""
+    whole = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    if whole:
+        return whole
+    asked = [word for word in key.split("-") if len(word) > 2]
+    shared = {
+        name: sum(1 for word in asked if difflib.get_close_matches(word, name.split("-"), 1, 0.8)) for name in known
+    }
+    return [name for name in sorted(known, key=lambda name: -shared[name])[:3] if shared[name]]
 
 
 def _row(connection: Connection, condition: Any) -> Record | None:

@@ -71,14 +71,25 @@ class Store:
         self.blobs.prepare()
         with disk.storage(self._what):
             disk.make_folder(self.cache_dir)
+        made = self._marker.is_file()
+        if made and not file.is_file():
+            raise self._without_catalogue()
         engine = database.sqlite_engine(file, read_only=False)
         try:
-            if not self._marker.is_file() or not database.check_revision(self._revision(engine), self._what):
+            found = self._revision(engine) if made else None
+            if made and found is None:
+                raise self._without_catalogue()
+            if not database.check_revision(found, self._what):
                 self._set_up(engine)
         except BaseException:
             engine.dispose()
             raise
         return engine
+
+    def _without_catalogue(self) -> StorageError:
+        """Going on with a new catalogue would take every blob for an orphan and delete it."""
+        why = "its catalogue.sqlite is missing or empty, so nothing says what its blobs are"
+        return StorageError(self._what, why, "restore that file; the blobs were not touched", code="registry-damaged")
 
     def _checked(self, engine: Engine) -> Engine:
         if database.check_revision(self._revision(engine), self._what):
@@ -143,8 +154,6 @@ class Store:
         if known is None:  # refused before anything is written
             name = checked_name(name)
             self.catalogue.check_free(name, digest)
-        elif known.damage is not None:
-            self.blobs.delete(digest)  # a damaged file must not pass for the whole one
         return self._stored(entry, name, digest, restore)
 
     def _stored(self, entry: Entry, name: str, digest: str, restore: bool) -> AddResult:
@@ -179,14 +188,16 @@ class Store:
             yield result
 
     def remove(self, key: str, reason: str = "") -> Record:
-        """Remove a vector: its row becomes a tombstone, then its blob is deleted. The name stays taken for ever.
+        """Remove the vector of an id or a whole name: its row becomes a tombstone, then its blob is deleted.
+
+        The name stays taken for ever.
 
         Raises:
-            NotFound: unknown, ambiguous or already removed.
+            NotFound: unknown, or already removed.
             StorageError: the disk or the database cannot do it.
         """
         self._must_write()
-        found = self.catalogue.get(key)
+        found = self.catalogue.get(key, exact=True)
         with self.catalogue.writing() as rows:
             gone = rows.remove(found.id, reason)
         self._collect(found.digest)
@@ -258,7 +269,7 @@ class Store:
         """
         swept = self.blobs.sweep(grace)
         stored = set(self.blobs.digests())
-        rows = self.catalogue.digests()  # read after the blobs: what was added in between is in neither or has both
+        rows = self.catalogue.digests()  # every difference is looked at again inside a writing transaction
         lost = [digest for digest, (_, damage) in rows.items() if digest not in stored and damage is None]
         back = [digest for digest, (_, damage) in rows.items() if digest in stored and damage is not None]
         damaged = [rows[digest][0] for digest in lost if self._mark(digest, rows[digest][0])]

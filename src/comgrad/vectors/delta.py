@@ -63,7 +63,9 @@ class Dense:
     def __post_init__(self) -> None:
         if self.transposed and self.W.ndim != 2:
             raise ShapeMismatch(
-                f"a transposed delta of shape {tuple(self.W.shape)}", "only a matrix has a transpose", "pass a 2-D tensor"
+                f"a transposed delta of shape {tuple(self.W.shape)}",
+                "only a matrix has a transpose",
+                "pass a 2-D tensor",
             )
 
     @property
@@ -248,7 +250,11 @@ def compress(d: Delta, rank: int) -> tuple[Delta, float, float]:
     k = min(rank, S.numel())
     root = S[:k].sqrt()
     weight_shape = d.weight_shape if isinstance(d, LowRank) else (d.shape if len(d.shape) > 2 else None)
-    dtype = torch.float64 if torch.float64 in (d.stored, d.dense().dtype if isinstance(d, Dense) else d.B.dtype) else torch.float32
+    dtype = (
+        torch.float64
+        if torch.float64 in (d.stored, d.dense().dtype if isinstance(d, Dense) else d.B.dtype)
+        else torch.float32
+    )
     small = LowRank(
         B=(U[:, :k] * root).to(dtype),
         A=(root[:, None] * Vh[:k]).to(dtype),
@@ -256,8 +262,8 @@ def compress(d: Delta, rank: int) -> tuple[Delta, float, float]:
         transposed=d.transposed,
         weight_shape=weight_shape,
     )
-    energy = S.square()
-    return small, float(energy[:k].sum()), float(energy.sum())
+    squares = S.square()
+    return small, float(squares[:k].sum()), float(squares.sum())
 
 
 def factored_svd(d: Delta) -> tuple[Tensor, Tensor, Tensor]:

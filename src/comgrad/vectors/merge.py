@@ -76,9 +76,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def merge(
-    vectors: Sequence[TaskVector], method: str = "sum", weights: Sequence[float] | None = None
-) -> TaskVector:
+def merge(vectors: Sequence[TaskVector], method: str = "sum", weights: Sequence[float] | None = None) -> TaskVector:
     """Merge task vectors over one base by a named method.
 
     Args:
@@ -92,13 +90,17 @@ def merge(
     """
     row = METHODS.get(method)
     if row is None:
-        raise ComgradError(f"the method '{method}'", "no merging method has that name", f"use one of {', '.join(METHODS)}")
+        raise ComgradError(
+            f"the method '{method}'", "no merging method has that name", f"use one of {', '.join(METHODS)}"
+        )
     if not vectors:
         raise ComgradError("no vectors", "there is nothing to merge", "name at least one vector")
     used = [1.0] * len(vectors) if weights is None else [float(w) for w in weights]
     if len(used) != len(vectors):
         raise ComgradError(
-            f"{len(used)} weights for {len(vectors)} vectors", "each vector needs one weight", "give one weight per vector"
+            f"{len(used)} weights for {len(vectors)} vectors",
+            "each vector needs one weight",
+            "give one weight per vector",
         )
     if not all(math.isfinite(w) for w in used):
         raise ComgradError(f"the weights {used}", "a weight must be a finite number", "check the weights")

@@ -1,7 +1,8 @@
-"""How much of a dense task vector is rounding: the noise floor that storage in 8 or 11 significant bits leaves.
+"""How much of a dense task vector is rounding: the noise floor that storage leaves.
 
-A value w stored with unit roundoff u is off by an error that is nearly uniform in ±ulp(w)/2, ulp(w) = 2u·2^⌊log₂|w|⌋,
-with mean square ulp²/12. A delta ft − base carries the errors of both ends, so
+A stored value w is off by an error that is nearly uniform in ±ulp(w)/2, with mean square ulp²/12, where
+ulp(w) = eps·2^⌊log₂|w|⌋ and eps is the spacing at 1 (2⁻⁷ for bf16, 2⁻¹⁰ for fp16, 2⁻²³ for fp32). A delta ft − base
+carries the errors of both ends, so
 
     floor² = mean over elements of (ulp(base)² + ulp(ft)²) / 12 .
 
@@ -19,9 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from comgrad.vectors.delta import UNIT_ROUNDOFF
-
-# Smallest exponent e such that ulp = 2u·2^e: below it numbers are subnormal and ulp no longer shrinks.
+# Smallest exponent e such that ulp = eps·2^e: below it numbers are subnormal and ulp no longer shrinks.
 _MIN_EXPONENT = {torch.bfloat16: -126, torch.float16: -14, torch.float32: -126, torch.float64: -1022}
 
 VISIBLE = 3.0  # a vector whose size is below this many floors is reported as mostly rounding
@@ -83,7 +82,7 @@ class NoiseFloor:
         )
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON: `zero_fraction`, `rms`, `floor`, `ratio` (0 when infinite would be needed is never written)."""
+        """For JSON: `zero_fraction`, `rms`, `floor`, `ratio` (an infinite ratio is written as 1e308)."""
         return {
             "zero_fraction": self.zero_fraction,
             "rms": self.rms,
@@ -101,10 +100,10 @@ def total(parts: Iterable[NoiseFloor]) -> NoiseFloor:
 
 
 def ulp(w: Tensor) -> Tensor:
-    """Spacing of the floating-point numbers at w in w's own dtype, in fp64: 2u·2^⌊log₂|w|⌋."""
+    """Spacing of the floating-point numbers at w in w's own dtype, as fp64: eps·2^⌊log₂|w|⌋."""
     _, exponent = torch.frexp(w.double())  # |w| = mantissa·2^exponent with mantissa in [0.5, 1)
     exponent = torch.where(w == 0, _MIN_EXPONENT[w.dtype], exponent - 1).clamp_min(_MIN_EXPONENT[w.dtype])
-    return torch.ldexp(torch.full_like(w, 2 * UNIT_ROUNDOFF[w.dtype], dtype=torch.float64), exponent)
+    return torch.ldexp(torch.full_like(w, torch.finfo(w.dtype).eps, dtype=torch.float64), exponent)
 
 
 def measure(base: Tensor, finetuned: Tensor, block: int = 1 << 20) -> NoiseFloor:

@@ -39,11 +39,11 @@ VARIANTS = (
 
 # Keys that decide nothing about ΔW once the tensors are there.
 INERT_KEYS = frozenset(
-    "auto_mapping base_model_name_or_path bias corda_config eva_config exclude_modules inference_mode "
-    "init_lora_weights layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config megatron_core "
-    "merge_weights modules_to_save peft_type peft_version qalora_group_size revision runtime_config target_modules "
-    "task_type trainable_token_indices r lora_alpha rank_pattern alpha_pattern use_rslora use_dora lora_bias "
-    "fan_in_fan_out".split()
+    {"peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"}
+    | {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"}
+    | {"bias", "modules_to_save", "trainable_token_indices", "init_lora_weights", "lora_dropout", "runtime_config"}
+    | {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "merge_weights", "megatron_core"}
+    | {"loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"}
 )
 
 
@@ -155,7 +155,9 @@ def _refuse_mutated_init(init: Any, where: str) -> None:
             remedy,
             code=f"peft-init-{init.lower().split('_niter')[0].replace('_', '-')}",
         )
-    if init is not None and not any(init is known or (isinstance(init, str) and init == known) for known in FAITHFUL_INITS):
+    if init is not None and not any(
+        init is known or (isinstance(init, str) and init == known) for known in FAITHFUL_INITS
+    ):
         raise UnsupportedAdapter(
             f"the adapter {where} was initialised with {init!r}",
             "this version does not know whether that changes the base's weights",

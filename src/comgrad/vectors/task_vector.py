@@ -118,7 +118,7 @@ class TaskVector:
     def __mul__(self, c: float) -> TaskVector:
         """c·τ."""
         if not math.isfinite(c):
-            raise ComgradError(f"the factor {c}", "a task vector can only be scaled by a finite number", "pass a number")
+            raise ComgradError(f"the factor {c}", "a vector can only be scaled by a finite number", "pass a number")
         return self._map(lambda d: d.scaled(float(c)))
 
     __rmul__ = __mul__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ _STRUCTURE = {  # most of each byte that a header within the profile can hold ou
     b":": 4 * profile.MAX_TENSORS + 1,
     b",": (profile.MAX_RANK + 4) * profile.MAX_TENSORS,
 }
+
+_MAX_DEPTH = 3  # header, tensor, shape
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)  # possessive: linear even where the quote never closes
+_BRACKET = re.compile(rb"[\[\]{}]")
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,18 @@ def _framed(raw: bytes, path: Path) -> bytes:
     for byte, most in _STRUCTURE.items():
         if body.count(byte) > most + profile.MAX_METADATA:
             raise refused("too-many-tensors", path, f"{body.count(byte):,} times {byte.decode()!r} in the header")
+    if _depth(body) > _MAX_DEPTH:
+        raise refused("header-depth", path)
     return body
+
+
+def _depth(body: bytes) -> int:
+    """How deeply brackets outside texts are nested: the JSON parser's own limit differs between Python versions."""
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(_TEXT.sub(b"", body)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _parsed(body: bytes, path: Path) -> dict[str, Any]:

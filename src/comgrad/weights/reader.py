@@ -206,6 +206,11 @@ def open_checkpoint(
         raise
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The weight files that `open_checkpoint` would open. Raises as it does."""
+    return _weight_files(Path(path))[0]
+
+
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files to open, and the index's tensor → file name when there is one."""
     if not path.is_dir():
@@ -250,4 +255,5 @@ __all__ = [
     "open_checkpoint",
     "open_strict",
     "read_json",
+    "weight_files",
 ]

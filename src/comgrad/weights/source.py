@@ -14,6 +14,7 @@ from comgrad.weights.profile import refused
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOB = re.compile(r"((?:\.\./)+)blobs/([0-9a-f]{40}|[0-9a-f]{64})")
+_SHARED = re.compile(r"\.\./\.\./blobs/([0-9a-f]{2}/[0-9a-f]{64})")  # from a repository's blob to the cache's own store
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Source:
     def unchanged(self) -> None:
         """Raise `changed-while-reading` when the path now holds another file, or this one was written to."""
         try:
-            there = Identity.of(os.stat(self.real, follow_symlinks=False))
+            there = Identity.of(self.real.lstat())
         except OSError as e:
             raise refused("changed-while-reading", self.path, "it is gone") from e
         if there != self.identity or Identity.of(os.fstat(self.fd)) != self.identity:
@@ -92,7 +93,7 @@ class Source:
 def _followed(path: Path) -> Path:
     """The path to open: itself, or the blob behind a Hugging Face cache link."""
     try:
-        st = os.lstat(path)
+        st = path.lstat()
     except (FileNotFoundError, NotADirectoryError) as e:
         raise NotFound(f"'{path}'", "there is no such file", "check the path") from e
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
@@ -106,7 +107,7 @@ def _followed(path: Path) -> Path:
 
 def _cache_blob(path: Path) -> Path:
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the very link in question
-    match = _BLOB.fullmatch(os.readlink(path))
+    match = _BLOB.fullmatch(str(path.readlink()))
     if match is None:
         raise refused("symlink", path)
     up = len(match[1]) // 3  # '../' once per folder between the file and the repository
@@ -115,8 +116,11 @@ def _cache_blob(path: Path) -> Path:
     commit, snapshots = absolute.parents[up - 2], absolute.parents[up - 1]
     if snapshots.name != "snapshots" or not _COMMIT.fullmatch(commit.name):
         raise refused("symlink", path)
-    blob = absolute.parents[up] / "blobs" / match[2]
-    if not blob.is_file() or blob.is_symlink():
+    repository = absolute.parents[up]
+    blob = repository / "blobs" / match[2]
+    if blob.is_symlink() and (shared := _SHARED.fullmatch(str(blob.readlink()))):
+        blob = repository.parent / "blobs" / shared[1]
+    if blob.is_symlink() or not blob.is_file():
         raise refused("symlink", path, "its target is not a file of the cache")
     return blob
 

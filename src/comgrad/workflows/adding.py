@@ -1,0 +1,187 @@
+"""Journey: add. Header checks → strict read → task vector → blob → catalogue row → neighbours and warnings."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comgrad.atlas.collection import Collection
+from comgrad.errors import ComgradError, NotFound, StorageError
+from comgrad.registry.card import Card
+from comgrad.registry.models import Entry as NewEntry
+from comgrad.registry.models import Facts
+from comgrad.workflows.registry import Entry, Registry
+from comgrad.workflows.resolve import member, read_vector
+
+NEAR_DUPLICATE = 0.999
+CARD_FILE = "task_card.json"
+
+
+@dataclass(frozen=True)
+class AddRequest:
+    """What the user said about what is added; `None` leaves it to the card beside it."""
+
+    describe: str | None = None
+    name: str | None = None
+    base: str | None = None
+    task_dir: Path | None = None
+    drop_heads: bool = False
+    card: Card | None = None
+
+
+@dataclass
+class Added:
+    """What became of one fine-tune."""
+
+    name: str
+    status: str
+    id: str | None = None
+    neighbours: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    error: dict[str, str] | None = None
+    path: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def add_paths(
+    paths: Sequence[Path],
+    request: AddRequest,
+    *,
+    registry: Registry | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Added]:
+    """Add every fine-tune under the paths. A refused one does not keep the others out.
+
+    Raises:
+        ComgradError: one name or description was given for several fine-tunes.
+        StorageError: the registry cannot be written.
+    """
+    found = [p for path in paths for p in fine_tunes(path, request)]
+    if len(found) > 1 and (request.name or request.describe):
+        raise ComgradError(
+            f"one name or description for {len(found)} fine-tunes",
+            "each needs its own",
+            "add them one by one, or put a task_card.json into each folder",
+            code="ambiguous-card",
+        )
+    registry = registry or Registry()
+    results: list[Added] = []
+    for done, path in enumerate(found, 1):
+        try:
+            results.append(add_one(registry, path, request, neighbours=False))
+        except StorageError:
+            raise
+        except ComgradError as error:
+            results.append(Added(request.name or path.name, "refused", error=error.as_dict(), path=str(path)))
+        if progress:
+            progress(done, len(found))
+    _look_around(registry, results)
+    return results
+
+
+def fine_tunes(path: Path, request: AddRequest) -> list[Path]:
+    """What a path given to `add` means: itself, or the adapter folders directly in it.
+
+    Raises:
+        NotFound: nothing at the path, or an empty folder.
+    """
+    if not path.exists():
+        raise NotFound(f"'{path}'", "there is nothing at that path", "check the spelling")
+    if request.base is not None or not path.is_dir() or _is_fine_tune(path):
+        return [path]
+    inside = sorted(p for p in path.iterdir() if p.is_dir() and _is_fine_tune(p))
+    if inside:
+        return inside
+    if not any(path.iterdir()):
+        raise NotFound(
+            f"'{path}'",
+            "the folder is empty",
+            "give an adapter's folder, with adapter_config.json and adapter_model.safetensors",
+            code="empty-directory",
+        )
+    return [path]  # the reader says what is missing
+
+
+def _is_fine_tune(path: Path) -> bool:
+    return any((path / n).exists() for n in ("adapter_config.json", "adapter_model.safetensors", "vector.safetensors"))
+
+
+def add_one(registry: Registry, path: Path, request: AddRequest, *, neighbours: bool = True) -> Added:
+    """Add one fine-tune.
+
+    Raises:
+        ComgradError: it is refused; nothing is stored.
+    """
+    card = _card(path, request)
+    vector = read_vector(path, base=request.base or _trained_on(path, card), drop_heads=request.drop_heads)
+    warnings = [*vector.warnings, *_card_warnings(card)]
+    name = request.name or card.task_id or card.name or path.resolve().name
+    with tempfile.TemporaryDirectory(prefix="comgrad-") as folder:
+        blob = Path(folder) / "vector.safetensors"
+        vector.save(blob)
+        facts = Facts(base=vector.base, kind=vector.kind, rank=vector.rank, norm=vector.norm())
+        if facts.norm == 0.0:
+            raise ComgradError(
+                f"'{path}'", "its task vector is zero: the fine-tune equals its base", "check the file", code="all-zero"
+            )
+        result = registry.store.add(NewEntry(blob=blob, card=card, facts=facts, name=name))
+    record = result.record
+    assert record is not None  # only add_many returns refusals as values
+    if result.status == "exists" and record.description != card.description and card.description:
+        warnings.append(f"already known as '{record.name}'; its description was kept")
+    added = Added(record.name, result.status, record.id, warnings=warnings, path=str(path))
+    if neighbours:
+        _look_around(registry, [added])
+    return added
+
+
+def _trained_on(path: Path, card: Card) -> str | None:
+    """The card's base, for checkpoints whose folder names none. Adapters name theirs in adapter_config.json."""
+    return card.base_model or None if not _is_fine_tune(path) else None
+
+
+def _card(path: Path, request: AddRequest) -> Card:
+    """The card: given, from the task folder, beside the weights, or empty; the user's words come first."""
+    card = request.card
+    if card is None:
+        places = [p / CARD_FILE for p in (request.task_dir, path if path.is_dir() else path.parent) if p is not None]
+        card = next((Card.from_file(p) for p in places if p.exists()), None) or Card()
+    changes = {"description": request.describe, "name": request.name}
+    return card.model_copy(update={k: v for k, v in changes.items() if v is not None})
+
+
+def _card_warnings(card: Card) -> list[str]:
+    out = []
+    if not card.description.strip():
+        out.append("no description: it cannot be found or used for suggestions; add one with --describe")
+    if card.training is None or card.training.a_seed is None:
+        out.append("the seed of its A factors is unknown: cosines with vectors of another seed mostly measure the seed")
+    return out
+
+
+def _look_around(registry: Registry, results: list[Added]) -> None:
+    """Neighbours and near-duplicates of what is in the registry now, one Gram matrix per base."""
+    wanted = {r.id for r in results if r.id is not None}
+    by_base: dict[str, list[Entry]] = defaultdict(list)
+    for entry in registry.list():
+        by_base[entry.base_key].append(entry)
+    for entries in by_base.values():
+        if len(entries) < 2 or not wanted & {e.id for e in entries}:
+            continue
+        atlas = Collection.build([member(e) for e in entries], cache=registry.store.cache_dir)
+        place = {identity: i for i, identity in enumerate(atlas.ids)}
+        cosine = atlas.cosine()
+        for r in results:
+            if r.id not in place:
+                continue
+            i = place[r.id]
+            r.neighbours = [{"id": m.id, "name": m.name, "cosine": c} for m, c in atlas.neighbours(i)]
+            twins = [atlas.members[j].name for j in range(len(place)) if j != i and cosine[i, j] > NEAR_DUPLICATE]
+            if twins:
+                r.warnings.append(f"nearly the same vector as '{twins[0]}': derived from it, or a copy of it")

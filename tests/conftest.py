@@ -1,0 +1,37 @@
+"""What all tests share: a registry folder of their own, the shipped adapters, no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+STARTER = Path(__file__).parents[1] / "src" / "comgrad" / "starter"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """COMGRAD_HOME of this test, empty."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("COMGRAD_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zoo() -> list[Path]:
+    """The folders of the starter zoo's adapters."""
+    found = sorted(p for p in (STARTER / "zoo").iterdir() if p.is_dir())
+    assert len(found) == 38
+    return found
+
+
+@pytest.fixture(scope="session")
+def tasks() -> list[Path]:
+    """The folders of the shipped tasks that no adapter of the zoo was trained on."""
+    found = sorted(p for p in (STARTER / "tasks").iterdir() if p.is_dir())
+    assert len(found) == 3
+    return found
