@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comgrad.errors import ComgradError, FileRefused, NotFound
@@ -51,6 +51,7 @@ json_values = st.recursive(
 labels = st.lists(printable, max_size=4).map(tuple)
 
 
+@settings(deadline=None)
 @given(
     description=printable,
     label_names=labels,

@@ -26,11 +26,11 @@ FACTS = Facts(BaseRef("m"), "lowrank", 1, 1.0)
 
 
 def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"registry_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -55,6 +55,11 @@ def test_a_kill_at_every_system_call_between_blob_and_catalogue() -> None:
     assert summary["steps"] == summary["killed"] > 100
     assert set(summary["after"]) == {"", "open", "A", "B", "-A", "A again"}  # it died within every operation
     assert summary["problems"] == []
+
+
+def test_the_step_checks_see_a_row_written_before_its_blob() -> None:
+    problems = python(HERE / "crash" / "steps.py", "--row-first")["problems"]
+    assert any("row without a blob" in problem for problem in problems)
 
 
 def test_the_crash_checks_can_fail(tmp_path: Path) -> None:
@@ -167,7 +172,8 @@ def test_a_registry_left_by_a_killed_process_can_be_read_on_a_read_only_file_sys
     folder = tmp_path / "registry"
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[2]); import test_registry_crash as t; "
-        "s = t.Store(sys.argv[1]); s.add(t.Entry(b'bytes', t.Card.make(name='one', description='mood'), t.FACTS)); os._exit(0)"
+        "s = t.Store(sys.argv[1]); "
+        "s.add(t.Entry(b'bytes', t.Card.make(name='one', description='mood'), t.FACTS)); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder), str(HERE)], check=True, timeout=60)
     assert (folder / "catalogue.sqlite-wal").stat().st_size > 0  # the row is only in the log
@@ -183,7 +189,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
             Store(path)
         assert caught.value.code == "not-a-folder"
     if Path("/sys/kernel").is_dir():
-        with pytest.raises(StorageError, match="the registry '/sys/kernel/registry'; .*; (choose|change)"):
+        with pytest.raises(StorageError, match=r"the registry '/sys/kernel/registry'; .*; (choose|change)"):
             Store("/sys/kernel/registry")
 
 

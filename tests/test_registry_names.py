@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comgrad.errors import ComgradError
@@ -92,6 +92,7 @@ def test_allowed_names_are_kept(name: str) -> None:
     assert checked_name(f"  {name} ") == name
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_the_key_is_stable_under_case_and_under_itself(name: str) -> None:
     key = name_key(name)
@@ -100,6 +101,7 @@ def test_the_key_is_stable_under_case_and_under_itself(name: str) -> None:
     assert key == key.strip("-")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_a_checked_name_is_checked_already(name: str) -> None:
     try:

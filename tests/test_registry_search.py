@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comgrad.registry import search
@@ -28,6 +28,7 @@ word = st.sampled_from(["bank", "banking", "bankings", "mood", "home", "hom", "a
 words = st.lists(word, max_size=4)
 
 
+@settings(deadline=None)
 @given(
     query=st.lists(word, min_size=1, max_size=3, unique=True),
     documents=st.lists(st.lists(words, min_size=4, max_size=4), min_size=1, max_size=5),
@@ -38,6 +39,7 @@ def test_scores_agree_with_the_definition(query: list[str], documents: list[list
     assert all(math.isclose(a, b, abs_tol=1e-12) for a, b in zip(found, reference(query, documents), strict=True))
 
 
+@settings(deadline=None)
 @given(term=word, other=word)
 def test_a_word_that_matches_contains_the_stem(term: str, other: str) -> None:
     text = f"{other}\n\n\n"

@@ -21,7 +21,7 @@ import alembic.command  # noqa: F401 - imported before forking, so that each chi
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from comgrad.registry.card import Card
-from comgrad.registry.models import Entry, Facts
+from comgrad.registry.models import AddResult, Entry, Facts
 from comgrad.registry.store import Store
 from comgrad.types import BaseRef
 
@@ -60,6 +60,15 @@ class Killer:
         for name in CALLS:
             setattr(os, name, self.around(getattr(os, name)))
         SQLiteDialect_pysqlite.do_commit = self.around(SQLiteDialect_pysqlite.do_commit)  # type: ignore[method-assign]
+
+
+def row_first(store: Store, entry: Entry, name: str, digest: str, restore: bool) -> AddResult:
+    """The wrong order, to prove that the checks see it."""
+    assert isinstance(entry.blob, bytes)
+    with store.catalogue.writing() as rows:
+        result = rows.add(name, entry.card, entry.facts, digest, len(entry.blob), restore=restore)
+    store.blobs.put(entry.blob)
+    return result
 
 
 def scenario(folder: Path, say: Callable[[str], None]) -> None:
@@ -136,13 +145,16 @@ def check(folder: Path, said: list[str]) -> list[str]:
 
 def main() -> int:
     """Kill at every step, on a new registry; print how many and what was wrong."""
+    stride = 1
+    if "--row-first" in sys.argv:
+        Store._stored = row_first  # type: ignore[method-assign]
+        stride = 2
     problems: list[str] = []
     places: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         _, steps, killed = run(root / "whole", -1)
         assert steps and not killed
-        stride = int(sys.argv[1]) if len(sys.argv) > 1 else 1
         deaths = 0
         for at in range(0, steps, stride):
             folder = root / "registry"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from comgrad.errors import ComgradError, StorageError
-from comgrad.geometry.gram import gram, gram_rows
+from comgrad.errors import ComgradError
+from comgrad.geometry.gram import Gram, gram_by_tensor, gram_rows
 from comgrad.vectors.task_vector import TaskVector
-from comgrad.weights.writer import atomic_write_bytes
+from comgrad.weights.derived import read_arrays, write_arrays
 
 CACHE_VERSION = 1
 
@@ -81,22 +79,20 @@ class Collection:
         """All vectors, read now."""
         return [m.load() for m in self.members]
 
-    def centred_cosine(self) -> Float[np.ndarray, "k k"]:
-        """Cosine of τ_i − μ and τ_j − μ; 0 where a vector equals the mean: nothing undefined can win a ranking."""
-        K = len(self.members)
-        C = np.eye(K) - 1.0 / K
-        centred = C @ self.gram @ C
-        own = np.diag(centred)
-        # a vector this close to the mean has no direction left but rounding
-        size = np.sqrt(np.where(own > 1e-12 * max(float(np.diag(self.gram).max()), 1e-300), own, np.inf))
-        cosine: Float[np.ndarray, "k k"] = centred / np.outer(size, size)
-        return np.clip(cosine, -1.0, 1.0)
-
     def cosine(self) -> Float[np.ndarray, "k k"]:
         """Cosine of τ_i and τ_j; 0 for a zero vector."""
-        own = np.diag(self.gram)
-        size = np.sqrt(np.where(own > 0, own, np.inf))
-        return np.clip(self.gram / np.outer(size, size), -1.0, 1.0)
+        return _cosine(self.gram, floor=0.0)
+
+    def centred_cosine(self) -> Float[np.ndarray, "k k"]:
+        """Cosine of u_i − ū and u_j − ū, with u the unit vectors τ/‖τ‖ and ū their mean.
+
+        Centred, because the mean of the public vectors is near to all of them; of unit vectors, because one vector of
+        a hundred times the norm would otherwise be the mean. 0 where a vector equals the mean, so that nothing
+        undefined can win a ranking.
+        """
+        K = len(self.members)
+        C = np.eye(K) - 1.0 / K
+        return _cosine(C @ self.cosine() @ C, floor=1e-12)
 
     def neighbours(self, index: int, *, most: int = 5) -> list[tuple[Member, float]]:
         """The members nearest to one of them by centred cosine, best first."""
@@ -104,6 +100,14 @@ class Collection:
         row[index] = -np.inf
         order = [int(j) for j in np.argsort(-row, kind="stable")[:most] if j != index]
         return [(self.members[j], float(row[j])) for j in order]
+
+
+def _cosine(gram: Float[np.ndarray, "k k"], *, floor: float) -> Float[np.ndarray, "k k"]:
+    """G_ij/√(G_ii G_jj) in [−1, 1], and 0 where a squared norm is at most `floor`."""
+    own = np.diag(gram)
+    size = np.sqrt(np.where(own > floor, own, np.inf))
+    cosine: Float[np.ndarray, "k k"] = np.clip(gram / np.outer(size, size), -1.0, 1.0)
+    return cosine
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class _Cached:
 def _complete(members: Sequence[Member], known: _Cached | None) -> tuple[tuple[str, ...], Float[np.ndarray, "t k k"]]:
     """Per-tensor Gram of all members in their order, reusing the known block."""
     if known is None:
-        return _names_and_blocks(gram([m.load() for m in members], per_tensor=True))
+        return _names_and_blocks(gram_by_tensor([m.load() for m in members]))
     place = {identity: i for i, identity in enumerate(known.ids)}
     old = [i for i, m in enumerate(members) if m.id in place]
     new = [i for i, m in enumerate(members) if m.id not in place]
@@ -124,13 +128,13 @@ def _complete(members: Sequence[Member], known: _Cached | None) -> tuple[tuple[s
         order = [place[m.id] for m in members]
         return known.tensor_names, known.per_tensor[:, order][:, :, order]
     vectors = [m.load() for m in members]
-    names, rows = _names_and_blocks(gram_rows([vectors[i] for i in new], vectors, per_tensor=True))
+    names, rows = _names_and_blocks(gram_rows([vectors[i] for i in new], vectors))
     at = {name: t for t, name in enumerate(names)}
     extra = [name for name in known.tensor_names if name not in at]  # only old members have them
     names = (*names, *extra)
     blocks = np.zeros((len(names), len(members), len(members)))
     blocks[: len(rows), new, :] = rows
-    blocks[: len(rows), :, new] = rows.transpose(0, 2, 1) if len(new) > 1 else rows[:, 0, :][:, :, None]
+    blocks[: len(rows), :, new] = rows.transpose(0, 2, 1)
     source = [place[members[i].id] for i in old]
     for t, name in enumerate(known.tensor_names):
         target = at.get(name, len(rows) + extra.index(name) if name in extra else -1)
@@ -138,9 +142,8 @@ def _complete(members: Sequence[Member], known: _Cached | None) -> tuple[tuple[s
     return names, blocks
 
 
-def _names_and_blocks(result: object) -> tuple[tuple[str, ...], Float[np.ndarray, "t n k"]]:
-    names, blocks = result  # type: ignore[misc]
-    return tuple(names), np.asarray(blocks, dtype=np.float64)
+def _names_and_blocks(result: Gram) -> tuple[tuple[str, ...], Float[np.ndarray, "t n k"]]:
+    return result.tensors, result.per_tensor.numpy()
 
 
 def _cache_file(cache: Path, members: Sequence[Member]) -> Path:
@@ -151,15 +154,10 @@ def _cache_file(cache: Path, members: Sequence[Member]) -> Path:
 
 def _read_cache(path: Path, members: Sequence[Member]) -> _Cached | None:
     """The cached Gram, restricted to today's members; None when there is none of use."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            if int(data["version"]) != CACHE_VERSION:
-                return None
-            ids = tuple(str(i) for i in data["ids"])
-            names = tuple(str(n) for n in data["tensor_names"])
-            blocks = data["per_tensor"]
-    except (OSError, ValueError, KeyError, EOFError):
-        return None  # derived data: computed again
+    data = read_arrays(path)
+    if data is None or set(data) != {"version", "ids", "tensor_names", "per_tensor"} or data["version"] != CACHE_VERSION:
+        return None
+    ids, names, blocks = [str(i) for i in data["ids"]], tuple(map(str, data["tensor_names"])), data["per_tensor"]
     current = {m.id for m in members}
     keep = [i for i, identity in enumerate(ids) if identity in current]
     if not keep or blocks.shape != (len(names), len(ids), len(ids)):
@@ -168,13 +166,10 @@ def _read_cache(path: Path, members: Sequence[Member]) -> _Cached | None:
 
 
 def _write_cache(path: Path, value: _Cached) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
+    write_arrays(
+        path,
         version=np.array(CACHE_VERSION),
         ids=np.array(value.ids),
         tensor_names=np.array(value.tensor_names),
         per_tensor=value.per_tensor,
     )
-    with contextlib.suppress(StorageError):  # a read-only registry still answers, only slower
-        atomic_write_bytes(path, buffer.getvalue())

@@ -33,7 +33,11 @@ def extract(
         emit_json(result.as_dict())
         return
     say(f"wrote {result.path}: {result.tensors} tensors")
-    say(result.noise_sentence)
+    floor = result.noise_floor or {}
+    say(
+        f"{floor['zero_fraction']:.1%} of the stored differences are exactly 0; the change is {floor['ratio']:.1f} times "
+        f"the rounding of the stored numbers"
+    )
     for warning in result.warnings:
         note(f"warning: {warning}")
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from comgrad.describe.encoder import TextEncoder
-from comgrad.errors import StorageError
-from comgrad.weights.writer import atomic_write_bytes
+from comgrad.weights.derived import read_arrays, write_arrays
 
 
 def encode_cached(encoder: TextEncoder, texts: list[str], cache: Path | None) -> Float[np.ndarray, "n d"]:
@@ -26,20 +23,12 @@ def encode_cached(encoder: TextEncoder, texts: list[str], cache: Path | None) ->
     if missing:
         rows = encoder.encode(list(missing.values()))
         known = {k: v for k, v in known.items() if k in set(keys)} | dict(zip(missing, rows, strict=True))
-        with contextlib.suppress(StorageError):  # derived data: a read-only registry still answers
-            atomic_write_bytes(file, _packed(known))
+        write_arrays(file, keys=np.array(list(known)), rows=np.stack(list(known.values())))
     return np.stack([known[k] for k in keys])
 
 
-def _packed(known: dict[str, Float[np.ndarray, d]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, keys=np.array(list(known)), rows=np.stack(list(known.values())))
-    return buffer.getvalue()
-
-
-def _read(file: Path) -> dict[str, Float[np.ndarray, d]]:
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            return dict(zip(map(str, data["keys"]), data["rows"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError):
+def _read(file: Path) -> dict[str, Float[np.ndarray, "d"]]:
+    data = read_arrays(file)
+    if data is None or set(data) != {"keys", "rows"} or len(data["keys"]) != len(data["rows"]):
         return {}
+    return dict(zip(map(str, data["keys"]), data["rows"], strict=True))

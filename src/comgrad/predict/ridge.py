@@ -129,7 +129,8 @@ def left_out_weights(kernel: Matrix, lam: float) -> Matrix:
 
 def _kernel(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], width: float) -> Float[np.ndarray, "n m"]:
     """exp(−(1 − cos)/width)."""
-    return np.exp((np.clip(a @ b.T, -1.0, 1.0) - 1.0) / width)
+    value: Float[np.ndarray, "n m"] = np.exp((np.clip(a @ b.T, -1.0, 1.0) - 1.0) / width)
+    return value
 
 
 def _median_distance(embeddings: Float[np.ndarray, "k d"]) -> float:

@@ -170,11 +170,12 @@ class FolderBlobs:
     def digests(self) -> Iterator[str]:
         """The digests of all blobs, in no order; files of other names are not blobs. Raises StorageError."""
         with disk.storage(f"the folder '{self.root}'"):
-            folders = [e.name for e in os.scandir(self.root) if len(e.name) == 2 and e.is_dir(follow_symlinks=False)]
+            with os.scandir(self.root) as found:
+                folders = [e.name for e in found if len(e.name) == 2 and e.is_dir(follow_symlinks=False)]
             for folder in folders:
-                for entry in os.scandir(self.root / folder):
-                    if _DIGEST.match(entry.name) and entry.name[:2] == folder and entry.is_file(follow_symlinks=False):
-                        yield entry.name
+                with os.scandir(self.root / folder) as found:
+                    files = [e.name for e in found if e.is_file(follow_symlinks=False)]
+                yield from (name for name in files if _DIGEST.match(name) and name.startswith(folder))
 
     def age(self, digest: str) -> float:
         """Seconds since the blob's file was written; infinite when it is not there."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, RowMapping, false, func, insert, or_, select, update
 
 from comgrad.errors import ComgradError, NameTaken, NotFound, StorageError
 from comgrad.registry import search
@@ -47,6 +47,7 @@ class Catalogue:
 
     def _transaction(self, *, write: bool) -> contextlib.AbstractContextManager[Connection]:
         if self._pid != os.getpid():  # after a fork the parent's connections must not be used
+            self._inherited = self._engine.pool  # kept: letting go of a connection would close the parent's files
             self._engine.dispose(close=False)
             self._pid = os.getpid()
         return transaction(self._engine, write=write, what=self._what)
@@ -86,7 +87,12 @@ class Catalogue:
             starts += [vectors.c.digest.startswith(digits, autoescape=True)]
         if len(folded) >= _MIN_PREFIX:
             starts += [vectors.c.name_key.startswith(folded, autoescape=True)]
-        query = select(vectors).where(or_(*starts), vectors.c.state == "active").order_by(vectors.c.name_key).limit(6)
+        query = (
+            select(vectors)
+            .where(or_(false(), *starts), vectors.c.state == "active")
+            .order_by(vectors.c.name_key)
+            .limit(6)
+        )
         rows = [record(row) for row in connection.execute(query).mappings()] if starts else []
         if len(rows) == 1:
             return rows[0]

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Engine
 
 from comgrad.errors import ComgradError, FileRefused, NotFound, StorageError
-from comgrad.registry import database, disk
+from comgrad.registry import database, disk, health
 from comgrad.registry.blobs import FolderBlobs
 from comgrad.registry.catalogue import Catalogue, removed
 from comgrad.registry.models import AddResult, AuditReport, Entry, Facts, Hit, Reconciled, Record
@@ -56,7 +56,11 @@ class Store:
         self.cache_dir = self.path / "cache"
         self._engine = self._opened()
         self.catalogue = Catalogue(self._engine, self._what)
-        self.opening = Reconciled() if self.read_only else self.reconcile(grace=grace)
+        try:
+            self.opening = Reconciled() if self.read_only else self.reconcile(grace=grace)
+        except BaseException:
+            self.close()
+            raise
 
     # -- opening and closing -------------------------------------------------------------------------------------
     def _opened(self) -> Engine:
@@ -165,7 +169,7 @@ class Store:
                         return rows.add(name, entry.card, entry.facts, digest, size, restore=restore)
         except ComgradError:
             with contextlib.suppress(ComgradError):  # the first error is the one to tell; opening collects the rest
-                self._collect(digest)
+                health.collect(self.blobs, self.catalogue, digest)
             raise
         why = f"its blob disappeared {_ATTEMPTS} times while it was being added"
         raise StorageError(self._what, why, "find what else deletes files in that folder")
@@ -200,13 +204,8 @@ class Store:
         found = self.catalogue.get(key, exact=True)
         with self.catalogue.writing() as rows:
             gone = rows.remove(found.id, reason)
-        self._collect(found.digest)
+        health.collect(self.blobs, self.catalogue, found.digest)
         return gone
-
-    def _collect(self, digest: str) -> bool:
-        """Delete a blob that no active row needs; whether there was one."""
-        with self.catalogue.writing() as rows:
-            return not rows.is_active(digest) and self.blobs.delete(digest)
 
     def _must_write(self) -> None:
         if self.read_only:
@@ -258,7 +257,7 @@ class Store:
 
     # -- health --------------------------------------------------------------------------------------------------
     def reconcile(self, *, grace: float = GRACE_SECONDS) -> Reconciled:
-        """Bring folder and catalogue together after whatever happened.
+        """Bring folder and catalogue together; done at each opening for writing.
 
         A row without its blob is marked damaged and reported, never dropped; one whose blob is back and whole is
         healed. Blobs without an active row and temporary files of dead processes are deleted if older than `grace`
@@ -267,26 +266,8 @@ class Store:
         Raises:
             StorageError: the disk or the database cannot do it.
         """
-        swept = self.blobs.sweep(grace)
-        stored = set(self.blobs.digests())
-        rows = self.catalogue.digests()  # every difference is looked at again inside a writing transaction
-        lost = [digest for digest, (_, damage) in rows.items() if digest not in stored and damage is None]
-        back = [digest for digest, (_, damage) in rows.items() if digest in stored and damage is not None]
-        damaged = [rows[digest][0] for digest in lost if self._mark(digest, rows[digest][0])]
-        healed = [rows[digest][0] for digest in back if not self._mark(digest, rows[digest][0])]
-        old = [digest for digest in stored - rows.keys() if self.blobs.age(digest) >= grace]
-        deleted = sum(self._collect(digest) for digest in old)
-        known = [identity for identity, damage in rows.values() if damage is not None and identity not in healed]
-        return Reconciled(tuple(sorted(damaged + known)), tuple(sorted(healed)), deleted, swept)
-
-    def _mark(self, digest: str, identity: str) -> bool:
-        """Re-hash a blob and record in its row whether it is damaged; returns that."""
-        with self.catalogue.writing() as rows:
-            if not rows.is_active(digest):
-                return False
-            condition = self.blobs.verify(digest)
-            rows.mark(identity, None if condition == "ok" else condition)
-            return condition != "ok"
+        self._must_write()
+        return health.reconcile(self.blobs, self.catalogue, grace)
 
     def audit(self, progress: Callable[[int, int], None] | None = None) -> AuditReport:
         """Re-hash the blob of every active row; damage is recorded in the rows unless the store is read-only.
@@ -297,24 +278,7 @@ class Store:
         Raises:
             StorageError: the disk or the database cannot be read.
         """
-        rows = self.catalogue.digests()
-        damaged: dict[str, list[str]] = {"missing": [], "corrupt": [], "linked": []}
-        for done, (digest, (identity, known)) in enumerate(rows.items(), start=1):
-            condition = self.blobs.verify(digest)
-            if condition != "ok" and self._still(digest):
-                damaged[condition].append(identity)
-            if not self.read_only and (None if condition == "ok" else condition) != known:
-                self._mark(digest, identity)
-            if progress is not None:
-                progress(done, len(rows))
-        orphans = sorted(set(self.blobs.digests()) - self.catalogue.digests().keys())
-        wrong = sorted(damaged["corrupt"] + damaged["linked"])
-        return AuditReport(len(rows), tuple(wrong), tuple(sorted(damaged["missing"])), tuple(orphans))
-
-    def _still(self, digest: str) -> bool:
-        """Whether the row is still active: it may have been removed while the audit ran."""
-        found = self.catalogue.by_digest(digest)
-        return found is not None and found.state == "active"
+        return health.audit(self.blobs, self.catalogue, progress, record=not self.read_only)
 
 
 def _unwritable(path: Path) -> bool:

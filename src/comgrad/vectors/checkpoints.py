@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ Progress = Callable[[int, int, str], None]
 
 VECTOR_FILE, FACTS_FILE = "vector.safetensors", "facts.json"
 _COMPANIONS = (".json", ".txt", ".model")  # configuration and tokenizer; never code
+_PART = re.compile(r"[0-9]+_[A-Za-z]+")  # the modules of a sentence-transformers model: 1_Pooling
 _MAX_COMPANION = 256 * 2**20
 _TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -321,9 +323,10 @@ def _companions(path: Path, plan: list[TensorPlan], base: Checkpoint) -> dict[st
     """Configuration and tokenizer files beside the weights (and one folder down), by an allow-list of endings."""
     folder = path if path.is_dir() else path.parent
     out: dict[str, bytes] = {}
-    if not path.is_dir() and not (folder / "config.json").exists():
-        return out
-    for file in sorted([*folder.iterdir(), *(f for d in folder.iterdir() if d.is_dir() for f in d.iterdir())]):
+    if not (folder / "config.json").exists():
+        return out  # a lone weight file: what lies beside it is not known to belong to it
+    parts = [d for d in folder.iterdir() if path.is_dir() and _PART.fullmatch(d.name) and d.is_dir()]
+    for file in sorted(f for d in (folder, *parts) for f in d.iterdir()):
         wanted = file.suffix in _COMPANIONS and not file.name.startswith((".", "adapter_")) and file.is_file()
         if not wanted or file.name.endswith(".index.json") or file.name == INDEX_FILE:
             continue

@@ -155,12 +155,9 @@ def _present(entries: Mapping[str, TensorPlan], defaults: _Defaults) -> Iterator
     """The entries to write: without those that say what the metadata says already."""
     dense = ".delta" in entries
     usual = defaults.stored if dense else _TORCH[entries[".lora_B"].dtype]
+    said: dict[str, tuple[float, ...]] = {".flags": (0, _CODE[usual]), ".scale": (defaults.scale,)}
     for key, entry in entries.items():
-        numbers = entry.numbers if isinstance(entry, _SmallPlan) else ()
-        is_default = (key == ".flags" and numbers == (0, _CODE.get(usual))) or (
-            key == ".scale" and numbers == (defaults.scale,)
-        )
-        if not is_default:
+        if not (isinstance(entry, _SmallPlan) and entry.numbers == said.get(key)):
             yield TensorPlan(entry.name, entry.dtype, entry.shape)
 
 

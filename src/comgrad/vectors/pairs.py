@@ -59,7 +59,7 @@ def copies(checkpoint: Checkpoint) -> dict[str, str]:
     """Tensors stored a second time under a tied name: copy → original, where their bytes are the same."""
     names = set(checkpoint.names)
     embeddings = [n for n in names if is_input_embedding(n)]
-    candidates = [(head, e) for head in TIED_HEADS if head in names for e in embeddings]
+    candidates: list[tuple[str, str]] = [(head, e) for head in TIED_HEADS if head in names for e in embeddings]
     candidates += [pair for pair in _TIED_BIASES if names.issuperset(pair)]
     return {copy: original for copy, original in candidates if _same_tensor(checkpoint, copy, checkpoint, original)}
 
@@ -96,7 +96,7 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pair:
 
 
 def _skip_tied(base: Checkpoint, finetuned: Checkpoint, notes: list[str]) -> set[str]:
-    """Tied copies count once. Copy in both: it follows its original. Copy in one only: it must still be a copy there."""
+    """Tied copies count once; a head in one checkpoint only must be a copy there."""
     skipped: set[str] = set()
     sides = ((base, copies(base)), (finetuned, copies(finetuned)))
     tied_names = {*TIED_HEADS, *(copy for copy, _ in _TIED_BIASES)}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from comgrad.errors import UnsupportedAdapter
 from comgrad.vectors.delta import Dense, LowRank, working
-from comgrad.vectors.peft_config import CONFIG_NAME, WEIGHTS_NAME
+from comgrad.vectors.peft_config import CONFIG_NAME, WEIGHTS_NAME, pattern_key
 from comgrad.vectors.peft_tensors import PREFIX
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.writer import atomic_directory, atomic_write_bytes, write_safetensors
@@ -37,7 +37,14 @@ class _Target:
     embedding: bool
 
 
-def write_peft(tau: TaskVector, path: Path, *, extra_config: Mapping[str, Any] | None = None) -> None:
+def write_peft(
+    tau: TaskVector,
+    path: Path,
+    *,
+    extra_config: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
+    replace_existing: bool = False,
+) -> None:
     """Write a vector as `adapter_config.json` and `adapter_model.safetensors`, atomically.
 
     Factors keep their dtype. The scaling is written as lora_alpha (and alpha_pattern) where α/r gives it back exactly,
@@ -47,6 +54,8 @@ def write_peft(tau: TaskVector, path: Path, *, extra_config: Mapping[str, Any] |
         tau: every matrix low-rank; deltas of biases beside a low-rank delta of the same module.
         path: the directory; absent or empty.
         extra_config: further keys for the configuration, over the ones written here.
+        extra_files: further files for the directory, by plain name (a card, say).
+        replace_existing: replace a directory with contents.
 
     Raises:
         UnsupportedAdapter: a dense delta or a place that a LoRA adapter has no tensor for, by name. StorageError.
@@ -59,9 +68,11 @@ def write_peft(tau: TaskVector, path: Path, *, extra_config: Mapping[str, Any] |
     for t in targets:
         tensors |= _factors(t, biases.get(f"{t.module}.bias"), bool(biases), rslora)
     config = _config(tau, targets, bool(biases), rslora) | dict(extra_config or {})
-    with atomic_directory(Path(path)) as folder:
+    with atomic_directory(Path(path), replace=replace_existing) as folder:
         write_safetensors(folder / WEIGHTS_NAME, tensors, {"format": "pt"})
-        atomic_write_bytes(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True).encode())
+        atomic_write_bytes(folder / CONFIG_NAME, json.dumps(config, indent=2).encode())
+        for name, data in (extra_files or {}).items():
+            atomic_write_bytes(folder / name, data)
 
 
 def _sorted_deltas(tau: TaskVector) -> tuple[dict[str, LowRank], dict[str, Dense]]:
@@ -117,7 +128,8 @@ def _target(name: str, d: LowRank, rslora: bool) -> _Target:
 def _alpha(scale: float, r: int, rslora: bool) -> float | None:
     """α with α/r == s (or α/√r == s) in double precision, whole where possible; None when there is none."""
     root = math.sqrt(r) if rslora else r
-    for alpha in (float(round(scale * root)), scale * root):
+    near = scale * root
+    for alpha in (float(round(near)), near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf)):
         if alpha / root == scale and math.isfinite(alpha):
             return int(alpha) if alpha.is_integer() else alpha
     return None
@@ -178,8 +190,6 @@ def _config(tau: TaskVector, targets: Sequence[_Target], with_bias: bool, rslora
     ranks, alphas = Counter(t.low.rank for t in targets), Counter(t.alpha for t in targets)
     r = min(ranks, key=lambda v: (-ranks[v], v))
     alpha = min(alphas, key=lambda v: (-alphas[v], v))
-    # A pattern matches the end of a name, and the first one wins: longer names first.
-    by_length = sorted(targets, key=lambda t: (-len(t.module), t.module))
     turned = any(t.low.transposed for t in targets if not t.embedding)
     return {
         "peft_type": "LORA",
@@ -195,10 +205,22 @@ def _config(tau: TaskVector, targets: Sequence[_Target], with_bias: bool, rslora
         "fan_in_fan_out": turned,
         "init_lora_weights": True,
         "modules_to_save": None,
-        "rank_pattern": {re.escape(t.module): t.low.rank for t in by_length if t.low.rank != r},
-        "alpha_pattern": {re.escape(t.module): t.alpha for t in by_length if t.alpha != alpha},
+        "rank_pattern": _pattern({t.module: t.low.rank for t in targets}, r),
+        "alpha_pattern": _pattern({t.module: t.alpha for t in targets}, alpha),
         "target_modules": sorted(t.module for t in targets),
     }
+
+
+def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
+    """Module → value where it is not the default, so that PEFT's matching gives every module its own.
+
+    Plain names are what PEFT of all ages reads. A pattern also matches names that end like it; where that would give
+    another module a wrong value, names are anchored.
+    """
+    plain = {module: v for module, v in values.items() if v != default}
+    if all(plain.get(pattern_key(plain, module), default) == v for module, v in values.items()):
+        return plain
+    return {"^" + re.escape(module): v for module, v in plain.items()}
 
 
 def _refused(code: str, given: str, why: str, remedy: str) -> UnsupportedAdapter:

@@ -216,9 +216,9 @@ def _refuse_zip_tail(source: Source, data_begin: int) -> None:
     tail = source.read(begin, source.size - begin)
     at = tail.rfind(b"PK\x05\x06")
     while at >= 0:
-        record = tail[at : at + 22]
-        comment = int.from_bytes(record[20:22], "little")
-        directory = int.from_bytes(record[12:16], "little") + int.from_bytes(record[16:20], "little")
-        if len(record) == 22 and at + 22 + comment == len(tail) and directory <= begin + at:
+        # Readers differ in what they allow after the end record, so what counts is a directory right before it.
+        size = int.from_bytes(tail[at + 12 : at + 16], "little")
+        directory = begin + at - size
+        if size >= 46 and directory >= 0 and source.read(directory, 4) == b"PK\x01\x02":
             raise refused("polyglot", source.path)
         at = tail.rfind(b"PK\x05\x06", 0, at)

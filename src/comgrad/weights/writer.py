@@ -130,6 +130,7 @@ def write_checkpoint(
             index = {"metadata": {"total_size": sum(p.nbytes for p in plan)}, "weight_map": where}
             atomic_write_bytes(temporary / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True).encode())
         for name, data in (extra or {}).items():
+            (temporary / name).parent.mkdir(exist_ok=True)  # a module's folder: 1_Pooling/config.json
             atomic_write_bytes(temporary / name, data)
 
 

@@ -151,7 +151,7 @@ def _card(path: Path, request: AddRequest) -> Card:
     card = request.card
     if card is None:
         places = [p / CARD_FILE for p in (request.task_dir, path if path.is_dir() else path.parent) if p is not None]
-        card = next((Card.from_file(p) for p in places if p.exists()), None) or Card()
+        card = next((Card.from_file(p) for p in places if p.exists()), None) or Card.from_dict({})
     changes = {"description": request.describe, "name": request.name}
     return card.model_copy(update={k: v for k, v in changes.items() if v is not None})
 

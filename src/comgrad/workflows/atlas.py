@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class Atlas:
         if isinstance(source, Registry):
             entries = one_base(source.list(base=base), base)
             members = [member(e) for e in entries]
-            self._cache = source.store.cache_dir
+            self._cache: Path | None = source.store.cache_dir
         else:
             members = _members(source, cards)
             self._cache = None

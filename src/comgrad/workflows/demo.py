@@ -19,7 +19,7 @@ from comgrad.errors import NotFound
 from comgrad.evaluate.classifier import Bench
 from comgrad.finetune.loop import TrainSpec
 from comgrad.predict.start import zero_start
-from comgrad.vectors.peft import write_peft
+from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import resolve_base
 from comgrad.workflows.adding import Added, AddRequest, add_paths
@@ -123,7 +123,7 @@ def _suggest(known: Known, task_id: str, task: Task, out: Path, say: Say) -> dic
         best = ", ".join(f"{x.coefficient:+.3f} {x.name}" for x in s.sources[:3]) or "nothing"
         words = f"abstained: {s.reason}" if s.abstained else f"{best}, …"
         say(f"   {name}: {words} (confidence {s.confidence:.2f}, energy kept {s.energy_kept:.2f})")
-    write_peft(made["from the description"].vector, out / "start", replace=True)
+    write_peft(made["from the description"].vector, out / "start", replace_existing=True)
     return made
 
 

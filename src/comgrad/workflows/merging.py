@@ -11,8 +11,10 @@ from typing import Any
 from comgrad.errors import ComgradError
 from comgrad.vectors.merge import merge as merge_vectors
 from comgrad.weights.bases import resolve_base
+from comgrad.weights.writer import atomic_directory, atomic_write_bytes
+from comgrad.workflows.checkpoints import counted
 from comgrad.workflows.registry import Registry
-from comgrad.workflows.resolve import open_vectors
+from comgrad.workflows.resolve import VECTOR_FILE, open_vectors
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ def merge_to(
     if request.to is not None:
         from comgrad.vectors.checkpoints import apply
 
-        apply(merged, resolve_base(request.to).path, out, progress=progress)
+        warnings += apply(merged, resolve_base(request.to).path, out, progress=counted(progress)).warnings
     elif merged.kind == "lowrank":
-        from comgrad.vectors.peft import write_peft
+        from comgrad.vectors.peft_write import write_peft
 
         write_peft(merged, out, extra_files={"task_card.json": _card(refs, request)})
     else:
-        from comgrad.vectors.checkpoints import write_vector
-
-        write_vector(merged, out, progress=progress)
+        with atomic_directory(out) as folder:
+            merged.save(folder / VECTOR_FILE)
+            atomic_write_bytes(folder / "task_card.json", _card(refs, request))
     return Merged(str(out), request.method, kept, merged.rank, warnings)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from comgrad.describe.task import Example, Task
 from comgrad.evaluate.classifier import Bench, evaluate, with_adapter
 from comgrad.finetune.loop import TrainSpec, fine_tune
-from comgrad.vectors.peft import write_peft
+from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
 
 

@@ -19,7 +19,7 @@ from comgrad.predict.ridge import RidgePredictor, fit, left_out_confidence
 from comgrad.predict.start import Start, combination, predicted_start, trainable_ranks, zero_start
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import Delta
-from comgrad.vectors.peft import write_peft
+from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import collection
@@ -144,7 +144,7 @@ def predict(known: Known, text: str, *, rank: int | None = None, task_dir: Path 
     reason = _why_abstain(known, confidence)
     if reason:
         return _abstention(known, description, reason, confidence, rank)
-    whole = combination(known.vectors, coefficients)
+    whole = combination(known.vectors, coefficients.tolist())
     start = predicted_start(whole, rank)
     factor = 1.0
     if task_dir is not None:

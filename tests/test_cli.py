@@ -1,0 +1,295 @@
+"""The command line: promised names and keys, one clear error for a mistake, nothing heavy at start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comgrad.cli.main import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["comgrad", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def filled(run: Run, zoo: list[Path]) -> Run:
+    """The program with eight real adapters in its registry."""
+    code, _, err = run("add", *zoo[1:9], "--json")
+    assert code == 0, err
+    return run
+
+
+def keys(text: str) -> set[str]:
+    return set(json.loads(text))
+
+
+def test_add_twice_reports_added_then_exists(run: Run, zoo: list[Path]) -> None:
+    code, out, _ = run("add", *zoo[:4], "--json")
+    first = json.loads(out)
+    assert code == 0
+    assert [r["status"] for r in first] == ["added"] * 4
+    assert all({"id", "name", "status", "neighbours", "warnings", "error"} <= set(r) for r in first)
+    assert all(len(r["neighbours"]) == 3 for r in first)
+    code, out, _ = run("add", *zoo[:4], "--json")
+    assert code == 0
+    assert [(r["status"], r["id"]) for r in json.loads(out)] == [("exists", r["id"]) for r in first]
+
+
+def test_add_takes_a_folder_of_adapters_and_keeps_the_good_ones(run: Run, zoo: list[Path], tmp_path: Path) -> None:
+    for source in zoo[:2]:
+        shutil.copytree(source, tmp_path / "many" / source.name)
+    bad = tmp_path / "many" / "bad"
+    shutil.copytree(zoo[2], bad)
+    (bad / "adapter_model.safetensors").write_bytes(b"\x80\x04pickle")
+    code, out, err = run("add", tmp_path / "many", "--json")
+    rows = json.loads(out)
+    assert code == 1
+    assert sorted(r["status"] for r in rows) == ["added", "added", "refused"]
+    refused = next(r for r in rows if r["status"] == "refused")
+    assert refused["error"]["code"] == "pickle"
+    assert err.count("error: ") == 1
+    assert len(json.loads(run("list", "--json")[1])) == 2
+
+
+def test_describe_and_name_are_kept(run: Run, zoo: list[Path]) -> None:
+    assert run("add", zoo[0], "--describe", "Tell jokes from news", "--name", "jokes")[0] == 0
+    shown = json.loads(run("show", "jokes", "--json")[1])
+    assert (shown["name"], shown["description"], shown["kind"], shown["rank"]) == (
+        "jokes",
+        "Tell jokes from news",
+        "lowrank",
+        8,
+    )
+    assert {"id", "name", "description", "base", "kind", "rank", "norm", "digest"} <= set(shown)
+    assert shown["base_status"] == "verified"
+    code, _, err = run("add", zoo[1], "--name", "JOKES")
+    assert code == 1
+    assert "error: " in err
+
+
+def test_list_search_show_remove(filled: Run) -> None:
+    rows = json.loads(filled("list", "--json")[1])
+    assert len(rows) == 8
+    hits = json.loads(filled("search", "is every pronoun bound correctly", "--json")[1])
+    assert hits[0]["score"] >= hits[-1]["score"]
+    assert "acceptability" in hits[0]["name"]
+    assert json.loads(filled("search", "agreement", "--words", "--json")[1])
+    assert filled("remove", rows[0]["id"], "--reason", "test")[0] == 0
+    assert len(json.loads(filled("list", "--json")[1])) == 7
+    code, _, err = filled("show", rows[0]["id"])
+    assert code == 1
+    assert "removed" in err
+
+
+def test_compare_has_every_promised_key(filled: Run, zoo: list[Path]) -> None:
+    code, out, _ = filled("compare", zoo[1].name, zoo[2], "--json")
+    result = json.loads(out)
+    assert code == 0
+    flat = {
+        "cosine",
+        "inner",
+        "norms",
+        "l2",
+        "projection",
+        "grassmann_l1",
+        "geodesic",
+        "chordal",
+        "overlap",
+        "overlap_z",
+    }
+    assert flat | {"spectral", "tensors"} <= set(result)
+    for way in ("forward", "backward"):
+        assert {"explained", "l1", "l2", "rec", "entropy_1", "entropy_2"} <= set(result["spectral"][way])
+    assert len(result["tensors"]) == 24
+    assert all(flat - {"norms"} <= set(t) for t in result["tensors"].values())
+    assert -1 <= result["cosine"] <= 1
+
+
+def test_matrix_and_map(filled: Run, tmp_path: Path) -> None:
+    code, out, _ = filled("matrix", "--measure", "cosine", "-o", tmp_path / "m.npz", "--json")
+    assert code == 0
+    assert {"ids", "measure", "path"} <= keys(out)
+    with np.load(tmp_path / "m.npz") as data:
+        assert data["matrix"].shape == (8, 8)
+        assert data["per_tensor"].shape == (24, 8, 8)
+        assert len(data["ids"]) == 8
+        assert len(data["tensors"]) == 24
+        np.testing.assert_allclose(np.diag(data["matrix"]), 1.0, atol=1e-12)
+    assert filled("matrix", "--measure", "grassmann_l1", "-o", tmp_path / "m.csv")[0] == 0
+    assert len((tmp_path / "m.csv").read_text().splitlines()) == 9
+    for name in ("map.html", "map.png", "map.svg"):
+        code, out, _ = filled("map", "-o", tmp_path / name, "--json")
+        assert code == 0
+        assert {"points", "clusters", "stress"} <= keys(out)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_suggest_writes_an_adapter_with_its_card(filled: Run, tmp_path: Path) -> None:
+    text = "Decide whether a sentence with a reflexive pronoun is grammatical English"
+    code, out, err = filled("suggest", text, "-o", tmp_path / "start", "--json")
+    assert code == 0, err
+    assert {"abstained", "confidence", "scale", "sources", "trainable", "path"} <= keys(out)
+    assert {p.name for p in (tmp_path / "start").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "task_card.json",
+    }
+    again = filled("suggest", text, "-o", tmp_path / "again", "--json")
+    assert again[0] == 0
+    first, second = ((tmp_path / d / "adapter_model.safetensors").read_bytes() for d in ("start", "again"))
+    assert first == second
+
+
+def test_merge_subtract_and_apply(filled: Run, zoo: list[Path], tmp_path: Path) -> None:
+    names = [zoo[1].name, zoo[2].name]
+    code, out, _ = filled("merge", *names, "--weights", "1,-1", "-o", tmp_path / "diff", "--json")
+    assert code == 0
+    assert {"path", "energy_kept", "method"} <= keys(out)
+    assert json.loads(out)["energy_kept"] == 1.0
+    norms = json.loads(filled("compare", tmp_path / "diff", names[0], "--json")[1])["norms"]
+    a, b = (
+        json.loads(filled("compare", *names, "--json")[1])["norms"],
+        json.loads(filled("compare", *names, "--json")[1]),
+    )
+    expected = (a[0] ** 2 + a[1] ** 2 - 2 * b["inner"]) ** 0.5
+    assert norms[0] == pytest.approx(expected, rel=1e-5)
+    code, out, _ = filled("merge", *names, "--method", "mean", "--rank", "4", "-o", tmp_path / "mean", "--json")
+    assert code == 0
+    assert 0 < json.loads(out)["energy_kept"] < 1
+    base = "sentence-transformers/all-MiniLM-L6-v2"
+    code, out, _ = filled("apply", tmp_path / "mean", "--to", base, "-o", tmp_path / "full", "--json")
+    assert code == 0
+    assert {"path", "noise_floor", "tensors"} <= keys(out)
+    code, out, _ = filled("extract", base, tmp_path / "full", "-o", tmp_path / "vector", "--json")
+    assert code == 0
+    assert {"path", "noise_floor", "tensors"} <= keys(out)
+    cosine = json.loads(filled("compare", tmp_path / "vector", tmp_path / "mean", "--json")[1])["cosine"]
+    assert cosine == pytest.approx(1.0, abs=1e-6)
+
+
+def test_doctor_audits_every_blob(filled: Run, home: Path) -> None:
+    code, out, _ = filled("doctor", "--json")
+    report = json.loads(out)
+    assert (code, report["ok"]) == (0, True)
+    assert any("8 of 8" in c["detail"] for c in report["checks"])
+    blob = next(p for p in (home / "blobs").rglob("*") if p.is_file() and len(p.name) == 64)
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(bytes(data))
+    code, out, _ = filled("doctor", "--json")
+    assert (code, json.loads(out)["ok"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nothing"], "nothing"),
+        (["compare", "a", "b"], "'a'"),
+        (["add", "no/such/place"], "there is nothing at that path"),
+        (["map", "-o", "x.png"], "an empty registry|no vectors"),
+        (["map", "-o", "x.bmp"], r"\.html, \.png or \.svg"),
+        (["matrix", "-o", "x.npz", "--measure", "love"], "choose one of"),
+        (["suggest", " ", "-o", "x"], "an empty description"),
+        (["suggest", "a\x00b", "-o", "x"], "control characters"),
+        (["suggest", "word " * 20_000, "-o", "x"], "100000 characters"),
+        (["merge", "a", "b", "-o", "x", "--weights", "1,z"], "no list of numbers"),
+        (["demo", "--task", "nope"], "banking-intent"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr(
+    run: Run, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert len(err.split("; ")) >= 3
+    assert re.search(message, err)
+    assert list(tmp_path.iterdir()) == []
+    error = json.loads(run(*arguments, "--json")[1])["error"]
+    assert set(error) == {"code", "given", "why", "remedy"}
+
+
+def test_usage_mistakes_exit_with_2(run: Run) -> None:
+    assert run("compare", "only-one")[0] == 2
+    assert run("nonsense")[0] == 2
+
+
+LAZY = """
+import sys
+{statement}
+heavy = sorted({{"torch", "numpy", "transformers", "sqlalchemy", "sklearn", "pydantic", "plotly"}} & set(sys.modules))
+print(heavy)
+"""
+
+
+def modules_loaded(statement: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", LAZY.format(statement=statement)], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1]
+
+
+def test_import_and_help_load_nothing_heavy() -> None:
+    assert modules_loaded("import comgrad") == "[]"
+    assert (
+        modules_loaded("import comgrad.cli.main as m\ntry:\n    m.app(['--help'])\nexcept SystemExit:\n    pass")
+        == "[]"
+    )
+
+
+def test_the_check_for_heavy_imports_can_fail() -> None:
+    assert modules_loaded("import comgrad; comgrad.TaskVector") != "[]"
+
+
+def test_every_command_has_help_with_an_example(run: Run) -> None:
+    from comgrad.cli.main import app
+
+    names = [c.name for c in app.registered_commands]
+    assert {
+        "add",
+        "list",
+        "show",
+        "search",
+        "remove",
+        "compare",
+        "matrix",
+        "map",
+        "suggest",
+        "merge",
+        "extract",
+    } <= set(names)
+    assert {"apply", "doctor", "demo"} <= set(names)
+    for name in names:
+        code, out, _ = run(name, "--help")
+        assert code == 0
+        assert "comgrad " + str(name) in out
+        assert "--json" in out
