@@ -96,6 +96,7 @@ def as_image(layout: Layout, points: Sequence[Point], kind: str, *, title: str =
         ax.set_xticks([])
         ax.set_yticks([])
         ax.set_aspect("equal", adjustable="datalim")
+        ax.margins(x=0.16, y=0.06)  # room for the names
         ax.legend(fontsize=8, title="family", loc="best")
         buffer = io.BytesIO()
         fig.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})

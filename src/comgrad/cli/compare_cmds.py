@@ -45,7 +45,7 @@ def compare(
 def matrix(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npz (with per-tensor values) or .csv.")],
     measure: Annotated[
-        str, typer.Option(help="cosine, centred_cosine, l2, grassmann_l1, overlap, … (comgrad matrix --measure list).")
+        str, typer.Option(help="cosine, centred_cosine, l2, grassmann_l1, overlap, …; a wrong name lists them all.")
     ] = "cosine",
     base: Annotated[str | None, typer.Option(help="Base model, when the registry holds several.")] = None,
     as_json: AsJson = False,

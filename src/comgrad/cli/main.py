@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 
 import typer
 
@@ -61,6 +62,7 @@ for module in (
 
 def main() -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
+    warnings.simplefilter("ignore", FutureWarning)  # other libraries' notes to their own developers
     try:
         app()
     except ComgradError as error:

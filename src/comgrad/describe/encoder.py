@@ -30,6 +30,9 @@ class SentenceEncoder:
     def __init__(self, name: str, path: str, *, batch_size: int = 64) -> None:
         logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
         from sentence_transformers import SentenceTransformer  # several seconds of imports: only when texts are encoded
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # a bar for loading one small file, on stderr, is no news
 
         self.name = name
         self._batch_size = batch_size

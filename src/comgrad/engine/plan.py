@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from comgrad.errors import ComgradError
 
-CACHE_BUDGET = 2 << 20  # bytes; a block whose intermediates fit the second-level cache is several times faster
+CACHE_BUDGET = 4 << 20  # bytes; a block whose intermediates fit the second-level cache is several times faster
 MEMORY_BUDGET = 1 << 30  # bytes of deltas held at one time per worker
 
 
@@ -45,4 +46,4 @@ def plan_blocks(count: int, bytes_per_item: int, budget: int = MEMORY_BUDGET) ->
     per_block = max(1, budget // bytes_per_item)
     blocks = -(-count // per_block)
     edges = [count * i // blocks for i in range(blocks + 1)]
-    return [Block(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [Block(a, b) for a, b in pairwise(edges)]

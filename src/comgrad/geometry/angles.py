@@ -98,9 +98,7 @@ def grassmann(
 
     Raises as `principal_angles`.
     """
-    by_tensor = grassmann_by_tensor(
-        a, b, variant, convention=convention, energy=energy, skip_undefined=skip_undefined
-    )
+    by_tensor = grassmann_by_tensor(a, b, variant, convention=convention, energy=energy, skip_undefined=skip_undefined)
     return math.fsum(by_tensor.values()) / len(by_tensor)
 
 
@@ -133,7 +131,7 @@ def grassmann_by_tensor(
             f"use one of {', '.join(get_args(Variant))} and one of {', '.join(get_args(Convention))}",
         )
     angles = principal_angles(a, b, energy=energy, skip_undefined=skip_undefined)
-    ranks = _ranks(a, b, energy, angles) if convention == "full" else {n: (1, 1) for n in angles}
+    ranks = _ranks(a, b, energy, angles) if convention == "full" else dict.fromkeys(angles, (1, 1))
     return {n: distance(theta, variant, abs(ranks[n][0] - ranks[n][1])) for n, theta in angles.items()}
 
 

@@ -53,7 +53,11 @@ def gram_by_tensor(
 
 
 def gram_rows(
-    new: Sequence[TaskVector], old: Sequence[TaskVector], *, workers: int | None = None, progress: Progress | None = None
+    new: Sequence[TaskVector],
+    old: Sequence[TaskVector],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> Gram:
     """⟨new_i, old_j⟩, (len(new), len(old)): the rows by which a collection's Gram matrix grows. Raises as `gram`."""
     same_base([*new, *old])

@@ -1,7 +1,7 @@
 """Principal angles and diagonal spectra of a batch of pairs; every other module states its formulas through these.
 
-θ is computed three ways, each where it is accurate to about 1e-12. With M = U₁ᵀU₂ and λ = cos²θ an eigenvalue of MMᵀ:
-inside (θ from 1e-3 to π/2 − 1e-4) atan2(√(1−λ), √λ) loses at most eps/sin 2θ and needs no singular vectors. Near π/2
+θ is computed three ways, each where it is accurate to 1e-10 or better. With M = U₁ᵀU₂ and λ = cos²θ an eigenvalue of MMᵀ:
+inside (θ from 1e-3 to π/2 − 1e-5) atan2(√(1−λ), √λ) loses at most eps/sin 2θ and needs no singular vectors. Near π/2
 the square has lost σ, so arccos of a singular value of M is used. Near 0 arccos loses everything, so the sine is the
 norm of the residual: atan2(‖(I − U₁U₁ᵀ)U₂z‖, σ), z the right singular vector (Knyazev and Argentati 2002).
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 SMALL_SINE_SQUARED = 1e-6
-SMALL_COSINE_SQUARED = 1e-8
+SMALL_COSINE_SQUARED = 1e-10
 HALF_PI = math.pi / 2
 
 
@@ -74,7 +74,11 @@ def shares(s: Tensor) -> Tensor:
 
 def entropy(s: Tensor, rank: Tensor) -> Tensor:
     """Shannon entropy of |s|/Σ|s| divided by log rank, in [0, 1]; 0 for rank 1, NaN for a zero spectrum or rank 0."""
-    raw = -torch.xlogy(p := shares(s), p).sum(-1)
+    return _entropy_of(shares(s), rank)
+
+
+def _entropy_of(p: Tensor, rank: Tensor) -> Tensor:
+    raw = -(p.clamp_min(1e-300).log_().mul_(p)).sum(-1)  # 0·log 0 = 0, and a NaN stays
     scale = torch.where(rank > 1, rank, 2).double().log()
     return torch.where(rank > 1, raw / scale, torch.where(rank == 1, 0.0 * raw, torch.nan))
 
@@ -87,14 +91,11 @@ def spectral_stats(s1: Tensor, s2: Tensor, rank: Tensor, energy: Tensor) -> Spec
     """
     known = (rank > 0) & (energy > 0)
     p1, p2 = shares(s1), shares(s2)
-    raw = -torch.xlogy(p2, p2).sum(-1)
-    scale = torch.where(rank > 1, rank, 2).double().log()
-    entropy_2 = torch.where(rank > 1, raw / scale, 0.0 * raw)
     gap = s1 - s2
     return SpectralStats(
-        torch.where(known, s2.square().sum(-1) / energy, torch.nan),
+        torch.where(known, torch.linalg.vecdot(s2, s2) / energy, torch.nan),
         torch.where(known, gap.abs().sum(-1), torch.nan),
-        torch.where(known, gap.square().sum(-1).sqrt(), torch.nan),
+        torch.where(known, torch.linalg.vecdot(gap, gap).sqrt(), torch.nan),
         torch.where(known, torch.minimum(p1, p2).sum(-1), torch.nan),
-        torch.where(known, entropy_2, torch.nan),
+        torch.where(known, _entropy_of(p2, rank), torch.nan),
     )

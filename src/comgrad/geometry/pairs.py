@@ -53,7 +53,9 @@ DIRECTED = {SPECTRAL: ("explained", "l1", "l2", "rec", "entropy_2"), CORE: ("cor
 def pair_table(vectors: Sequence[TaskVector], name: str, needs: Needs, energy: float = ENERGY) -> PairTable:
     """Compute `needs` for one tensor of a collection. Raises as `gram`."""
     K = len(vectors)
-    table = PairTable((), torch.zeros(K, dtype=torch.int64), torch.zeros(K).double(), torch.full((K,), math.nan).double())
+    table = PairTable(
+        (), torch.zeros(K, dtype=torch.int64), torch.zeros(K).double(), torch.full((K,), math.nan).double()
+    )
     if not needs - {INNER}:
         table.pair["inner"] = gram_of_tensor(vectors, name)
         return table
@@ -96,11 +98,23 @@ def _symmetric_blocks(table: PairTable, p: Frames, q: Frames, needs: Needs, simp
         cols = Block(block.start if p is q else 0, len(q))
         rows = slice(block.start * p.width, block.stop * p.width)
         right = slice(cols.start * q.width, cols.stop * q.width)
-        M = p.Ut[rows] @ q.Ut[right].T  # (b·w, c·w')
+        shape = (len(block), p.width, len(cols), q.width)
+        M = (p.Ut[rows] @ q.Ut[right].T).view(shape)
+        Mb = _by_pair(M) if needs & {OVERLAP, ANGLES, CORE} else M
         if needs & {OVERLAP, ANGLES}:
-            _subspaces(table, p, q, block, cols, M, needs)
+            _subspaces(table, p, q, block, cols, Mb, needs)
         if simple and needs & {INNER, SPECTRAL, CORE}:
-            _spectra(table, p, q, block, cols, M, p.Vt[rows] @ q.Vt[right].T, needs)
+            N = (p.Vt[rows] @ q.Vt[right].T).view(shape)
+            if CORE in needs:
+                _cores(table, p, q, block, cols, Mb, _by_pair(N))
+            if needs & {INNER, SPECTRAL}:
+                _spectra(table, p, q, block, cols, N.mul_(M), needs)
+
+
+def _by_pair(M: Tensor) -> Tensor:
+    """(b, w, c, w') → (b·c, w, w'), one small matrix after another."""
+    b, w, c, x = M.shape
+    return M.permute(0, 2, 1, 3).reshape(b * c, w, x)
 
 
 def _put(table: PairTable, name: str, rows: Tensor, cols: Tensor, values: Tensor) -> None:
@@ -108,46 +122,44 @@ def _put(table: PairTable, name: str, rows: Tensor, cols: Tensor, values: Tensor
     table.pair[name][torch.minimum(rows, cols), torch.maximum(rows, cols)] = values
 
 
-def _subspaces(table: PairTable, p: Frames, q: Frames, block: Block, cols: Block, M: Tensor, needs: Needs) -> None:
-    b, c = len(block), len(cols)
-    i, j = torch.meshgrid(torch.arange(block.start, block.stop), torch.arange(cols.start, cols.stop), indexing="ij")
+def _subspaces(table: PairTable, p: Frames, q: Frames, block: Block, cols: Block, Mb: Tensor, needs: Needs) -> None:
+    """Overlaps and angles of the block's pairs; Mb (b·c, w, w') are their U_iᵀU_j."""
+    i = torch.arange(block.start, block.stop).repeat_interleave(len(cols))
+    j = torch.arange(cols.start, cols.stop).repeat(len(block))
     chosen = (p.rank[i] > 0) & (q.rank[j] > 0)
     if p is q:
         chosen &= i < j
-    i, j = i[chosen], j[chosen]
+    if not bool(chosen.all()):
+        i, j, Mb = i[chosen], j[chosen], Mb[chosen]
     if i.numel() == 0:
         return
     rows, columns = p.index[i], q.index[j]
-    blocks = M.view(b, p.width, c, q.width).permute(0, 2, 1, 3)[chosen]  # (pairs, w, w')
     if OVERLAP in needs:
-        _put(table, "overlap", rows, columns, blocks.square().sum((1, 2)))
+        flat = Mb.flatten(1)
+        _put(table, "overlap", rows, columns, torch.linalg.vecdot(flat, flat))
     if ANGLES not in needs:
         return
-    theta, squared = angles_inside(blocks)
+    theta, squared = angles_inside(Mb)
     valid = torch.arange(theta.shape[1]) < torch.minimum(p.rank[i], q.rank[j])[:, None]
     hard = needs_exact(squared, valid).nonzero().flatten()
     Up, Uq = p.Ut.view(len(p), p.width, -1), q.Ut.view(len(q), q.width, -1)
-    for at in hard.split(EXACT_CHUNK):
+    for at in torch.split(hard, EXACT_CHUNK):
         theta[at] = angles_exact(Up[i[at]], Uq[j[at]])
-    theta = theta * valid
+    theta *= valid
     _put(table, "theta_sum", rows, columns, theta.sum(1))
-    _put(table, "theta_squared", rows, columns, theta.square().sum(1))
-    _put(table, "sine_squared", rows, columns, theta.sin().square().sum(1))
+    _put(table, "theta_squared", rows, columns, torch.linalg.vecdot(theta, theta))
+    sine = theta.sin()
+    _put(table, "sine_squared", rows, columns, torch.linalg.vecdot(sine, sine))
     _put(table, "theta_max", rows, columns, theta.amax(1))
 
 
-def _spectra(
-    table: PairTable, p: Frames, q: Frames, block: Block, cols: Block, M: Tensor, N: Tensor, needs: Needs
-) -> None:
+def _spectra(table: PairTable, p: Frames, q: Frames, block: Block, cols: Block, P: Tensor, needs: Needs) -> None:
     """Both directions of every pair of the block, from P = M ∘ N; only when U S Vᵀ is the whole of every delta."""
-    b, c, w, x = len(block), len(cols), p.width, q.width
+    b, w, c, x = P.shape
     rows, columns = p.index[block.slice], q.index[cols.slice]
     S1, S2 = p.S[block.slice], q.S[cols.slice]
-    if CORE in needs:
-        _cores(table, p, q, block, cols, M, N)
-    P = M * N
     backward = torch.bmm(S1[:, None], P.view(b, w, c * x)).view(b, c, x)  # ΔW_i in the frame of j
-    forward = (P * S2.reshape(-1)).view(b, w, c, x).sum(3).mT  # ΔW_j in the frame of i, (b, c, w)
+    forward = P.mul_(S2).sum(3).mT  # ΔW_j in the frame of i, (b, c, w)
     if INNER in needs:
         inner = (forward * S1[:, None]).sum(2)
         at_i, at_j = rows[:, None].expand(b, c), columns.expand(b, c)
@@ -167,18 +179,19 @@ def _put_spectral(
         table.pair[n][basis[:, None], delta] = getattr(stats, n)
 
 
-def _cores(table: PairTable, p: Frames, q: Frames, block: Block, cols: Block, M: Tensor, N: Tensor) -> None:
-    """‖U_iᵀΔW_jV_i‖²/‖ΔW_j‖² in both directions: with C = MᵀM and D = NᵀN it is Σ_ab S_a S_b C_ab D_ab."""
+def _cores(table: PairTable, p: Frames, q: Frames, block: Block, cols: Block, Mb: Tensor, Nb: Tensor) -> None:
+    """‖U_iᵀΔW_jV_i‖²/‖ΔW_j‖² in both directions: the cores are M S_j Nᵀ and Mᵀ S_i N."""
     b, c = len(block), len(cols)
-    Mb, Nb = (X.view(b, p.width, c, q.width).permute(0, 2, 1, 3).flatten(0, 1) for X in (M, N))
-    S1 = p.S[block.slice, None].expand(b, c, -1).flatten(0, 1)
-    S2 = q.S[None, cols.slice].expand(b, c, -1).flatten(0, 1)
-    ahead = torch.einsum("na,nab,nb->n", S2, (Mb.mT @ Mb) * (Nb.mT @ Nb), S2).view(b, c)
-    back = torch.einsum("na,nab,nb->n", S1, (Mb @ Mb.mT) * (Nb @ Nb.mT), S1).view(b, c)
+    S1 = p.S[block.slice, None].expand(b, c, -1).reshape(b * c, p.width, 1)
+    S2 = q.S[None, cols.slice].expand(b, c, -1).reshape(b * c, q.width, 1)
+    ahead = (Mb @ (Nb.mT * S2)).flatten(1)
+    back = (Mb.mT @ (Nb * S1)).flatten(1)
     rows, columns = p.index[block.slice], q.index[cols.slice]
+    energy_ahead = torch.linalg.vecdot(ahead, ahead).view(b, c)
+    energy_back = torch.linalg.vecdot(back, back).view(b, c).T
     target = table.pair["core_explained"]
-    target[rows[:, None], columns] = _share(ahead, p.rank[block.slice][:, None], q.energy[cols.slice])
-    target[columns[:, None], rows] = _share(back.T, q.rank[cols.slice][:, None], p.energy[block.slice])
+    target[rows[:, None], columns] = _share(energy_ahead, p.rank[block.slice][:, None], q.energy[cols.slice])
+    target[columns[:, None], rows] = _share(energy_back, q.rank[cols.slice][:, None], p.energy[block.slice])
 
 
 def _share(part: Tensor, rank: Tensor, energy: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def numerical_rank(X: Tensor, stored: torch.dtype | None = None) -> int:
     S = torch.linalg.svdvals(X64)
     if S.numel() == 0 or float(S[0]) == 0.0:
         return 0
-    cut = tolerance(X64.square().mean().sqrt(), S[0], *X.shape, stored or X.dtype)
-    return int((S > cut).sum())
+    cut = tolerance(X64.square().mean().sqrt(), S[0], X.shape[0], X.shape[1], stored or X.dtype)
+    return int((cut < S).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,8 @@ def canonical_lowrank(B: Tensor, A: Tensor, scale: Tensor, stored: torch.dtype) 
     Qb, Rb = torch.linalg.qr(B)  # (c, m, p), (c, p, r)
     Qa, Ra = torch.linalg.qr(A.mT)  # (c, n, q), (c, q, r)
     Sb, Sa = torch.linalg.svdvals(Rb), torch.linalg.svdvals(Ra)
-    tol_b = tolerance(B.square().mean((1, 2)).sqrt(), Sb[:, 0], m, r, stored)
-    tol_a = tolerance(A.square().mean((1, 2)).sqrt(), Sa[:, 0], n, r, stored)
+    tol_b = tolerance((Sb.square().sum(1) / (m * r)).sqrt(), Sb[:, 0], m, r, stored)
+    tol_a = tolerance((Sa.square().sum(1) / (n * r)).sqrt(), Sa[:, 0], n, r, stored)
     rank_b, rank_a = (Sb > tol_b[:, None]).sum(1), (Sa > tol_a[:, None]).sum(1)
     core = Rb @ Ra.mT  # (c, p, q)
     u, S, vh = torch.linalg.svd(core, full_matrices=False)
@@ -91,9 +91,10 @@ def canonical_lowrank(B: Tensor, A: Tensor, scale: Tensor, stored: torch.dtype) 
     rank = torch.where(energy > 0, rank, torch.zeros_like(rank))
     keep = torch.arange(width) < rank[:, None]
     S = torch.where(keep, S * scale.abs()[:, None], 0.0)
-    U = (Qb @ u) * (keep * torch.where(scale < 0, -1.0, 1.0)[:, None])[:, None]
-    V = (Qa @ vh.mT) * keep[:, None]
-    return Canonical(U, S, V, rank, energy, rank < width)
+    u *= (keep * torch.where(scale < 0, -1.0, 1.0)[:, None])[:, None]
+    vh *= keep[:, :, None]
+    Ut, Vt = u.mT @ Qb.mT, vh @ Qa.mT  # frames as rows: the layout that the products over all pairs want
+    return Canonical(Ut.mT, S, Vt.mT, rank, energy, rank < width)
 
 
 def _restricted(
@@ -136,7 +137,7 @@ def canonical_dense(W: Tensor, stored: torch.dtype, energy: float = ENERGY) -> C
     rank = 0
     if float(total) > 0:
         cut = tolerance(W.double().square().mean().sqrt(), S[0], m, n, stored)
-        rank = int((S > cut).sum())
+        rank = int((cut < S).sum())
         if rank > half:
             rank = min(half, 1 + int((squares.cumsum(0) < energy * total).sum()))
     return Canonical(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from comgrad.engine.plan import CACHE_BUDGET, plan_blocks
 from comgrad.errors import ComgradError, ShapeMismatch
 from comgrad.geometry.rank import ENERGY, Canonical, canonical_dense, canonical_lowrank
 from comgrad.types import BaseRef
@@ -136,7 +137,7 @@ def stack_factors(part: Slice) -> tuple[list[Factors], dict[int, Tensor]]:
 def stack_frames(part: Slice, energy: float = ENERGY) -> list[Frames]:
     """Canonical forms of the slice's matrices in bundles of one width. Tensors that are no matrix have none.
 
-    Low-rank deltas of one rank and dtype are decomposed as one batch; dense ones one by one (see `rank`).
+    Low-rank deltas of one rank and dtype are decomposed in batches that fit the cache; dense ones one by one (see `rank`).
     """
     if not part.is_matrix:
         return []
@@ -149,25 +150,27 @@ def stack_frames(part: Slice, energy: float = ENERGY) -> list[Frames]:
             _require_finite(part.name, [i], d.W)
             form = canonical_dense(d.W.reshape(matrix_shape(d)), d.stored, energy)
             pieces[_padded(form.S.shape[1])].append(([i], form))
-    for (_, stored), places in groups.items():
-        lows = [d for d in (part.deltas[i] for i in places) if isinstance(d, LowRank)]
-        B, A = torch.stack([d.B for d in lows]).double(), torch.stack([d.A for d in lows]).double()
-        _require_finite(part.name, places, B, A)
-        form = canonical_lowrank(B, A, torch.tensor([d.scale for d in lows], dtype=torch.float64), stored)
-        pieces[_padded(form.S.shape[1])].append((places, form))
+    for (rank, stored), members in groups.items():
+        for block in plan_blocks(len(members), 8 * rank * sum(part.shape), CACHE_BUDGET):
+            places = members[block.slice]
+            lows = [d for d in (part.deltas[i] for i in places) if isinstance(d, LowRank)]
+            Bt, A = torch.stack([d.B.T for d in lows]).double(), torch.stack([d.A for d in lows]).double()
+            _require_finite(part.name, places, Bt, A)
+            form = canonical_lowrank(Bt.mT, A, torch.tensor([d.scale for d in lows], dtype=torch.float64), stored)
+            pieces[_padded(form.S.shape[1])].append((places, form))
     return [_bundle(width, found) for width, found in sorted(pieces.items())]
 
 
 def _bundle(width: int, found: list[tuple[list[int], Canonical]]) -> Frames:
     order = sorted((place, k, j) for k, (places, _) in enumerate(found) for j, place in enumerate(places))
-    U = torch.cat([_widen(f.U.mT, width, dim=1) for _, f in found])
-    V = torch.cat([_widen(f.V.mT, width, dim=1) for _, f in found])
-    S = torch.cat([_widen(f.S, width, dim=1) for _, f in found])
+    U = _joined([_widen(f.U.mT, width, dim=1) for _, f in found])
+    V = _joined([_widen(f.V.mT, width, dim=1) for _, f in found])
+    S = _joined([_widen(f.S, width, dim=1) for _, f in found])
     offset = [0]
     for places, _ in found:
         offset.append(offset[-1] + len(places))
     rows = torch.tensor([offset[k] + j for _, k, j in order])
-    if len(found) > 1:
+    if rows.tolist() != list(range(len(rows))):
         U, V, S = U[rows], V[rows], S[rows]
     return Frames(
         index=torch.tensor([place for place, _, _ in order]),
@@ -179,6 +182,10 @@ def _bundle(width: int, found: list[tuple[list[int], Canonical]]) -> Frames:
         energy=torch.cat([f.energy for _, f in found])[rows],
         exact=not any(bool((f.cut & (f.energy > 0)).any()) for _, f in found),
     )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _padded(width: int) -> int:
@@ -197,8 +204,8 @@ def _widen(x: Tensor, width: int, dim: int = 0) -> Tensor:
 
 
 def _require_finite(name: str, places: list[int], *stacked: Tensor) -> None:
-    if all(bool(torch.isfinite(x).all()) for x in stacked):
-        return
+    if all(bool(x.sum().isfinite()) or bool(x.isfinite().all()) for x in stacked):
+        return  # a finite sum has only finite terms, and costs no temporary
     bad = [i for j, i in enumerate(places) if len(places) == 1 or any(not bool(x[j].isfinite().all()) for x in stacked)]
     raise ComgradError(
         f"tensor '{name}' of vector {bad[0]} holds NaN or infinite numbers",

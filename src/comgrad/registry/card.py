@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -69,7 +69,7 @@ class Training(_Model):
     test_examples: int | None = Field(None, ge=0)
 
     @model_validator(mode="after")
-    def _scalars(self) -> Self:
+    def _scalars(self) -> Training:
         extra = self.__pydantic_extra__ or {}
         for key, value in extra.items():
             if not isinstance(value, str | int | float | bool | None):
@@ -139,7 +139,7 @@ class Card(_Model):
         return {**{k: v for k, v in data.items() if k in known}, "extra": {**extra, **unknown}}
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
+    def _bounded(self) -> Card:
         if len(self.seeds) > 1_000 or len(self.metrics) > 1_000:
             raise ValueError("more than 1000 seeds or metrics")
         checked_json(self.metrics)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine
@@ -122,7 +122,7 @@ class Store:
         """Close the database; the store is not used afterwards."""
         self.catalogue.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Store:
         return self
 
     def __exit__(

@@ -122,15 +122,17 @@ def _open_pair(model: BaseModel, other: BaseModel) -> Pair:
         raise
 
 
-def _vector(p: Pair, model: BaseModel) -> TaskVector:
-    deferred = Deferred(p.names, partial(_difference, p))
+def _vector(p: Pair, model: BaseModel, floors: dict[str, NoiseFloor] | None = None) -> TaskVector:
+    deferred = Deferred(p.names, partial(_difference, p, floors))
     weakref.finalize(deferred, p.close)
     return TaskVector(BaseRef(model.name, fingerprint(model.path).root), deferred, p.notes)
 
 
-def _difference(p: Pair, name: str) -> Dense:
-    trained = p.finetuned.get(name)
-    W, pinned = subtract(p.base.get(name), trained)
+def _difference(p: Pair, floors: dict[str, NoiseFloor] | None, name: str) -> Dense:
+    base, trained = p.base.get(name), p.finetuned.get(name)
+    if floors is not None and name not in floors:
+        floors[name] = measure(base, trained)
+    W, pinned = subtract(base, trained)
     turned = p.transposed(name)
     return Dense(W.T if turned else W, trained.dtype, turned, pinned)
 
@@ -155,12 +157,11 @@ def extract(
 
     def watch(name: str, d: Delta) -> None:
         nonlocal pinned
-        floors[name] = measure(p.base.get(name), p.finetuned.get(name))
         pinned += int(d.pinned.index.numel()) if isinstance(d, Dense) and d.pinned is not None else 0
         if progress:
             progress(len(floors), len(p.names), name)
 
-    tau = _vector(p, model)
+    tau = _vector(p, model, floors)
     with atomic_directory(Path(out_dir)) as folder:
         digest = container.save(tau, folder / VECTOR_FILE, watch=watch)
         noise = total(floors.values())

@@ -65,9 +65,10 @@ def save(tau: TaskVector, path: str | Path, *, watch: Callable[[str, Delta], Non
         FileRefused: a name or number that the strict profile does not allow. StorageError.
     """
     sizes: dict[str, dict[str, TensorPlan]] = {}
-    scales: Counter[float] = Counter()
-    stored: Counter[float] = Counter()
-    for name, d in tau.tensors.items():
+    scales: Counter[int | float] = Counter()
+    stored: Counter[int | float] = Counter()
+    for name in tau.tensors:
+        d = tau.tensors[name]
         if watch:
             watch(name, d)
         sizes[name] = _plan(name, d)
@@ -75,7 +76,8 @@ def save(tau: TaskVector, path: str | Path, *, watch: Callable[[str, Delta], Non
             scales[d.scale] += 1
         else:
             stored[_CODE[d.stored]] += 1
-    defaults = _Defaults(_commonest(scales, 1.0), STORED[int(_commonest(stored, 32))])
+        del d  # before the next one is made
+    defaults = _Defaults(float(_commonest(scales, 1.0)), STORED[int(_commonest(stored, 32))])
     plan: list[TensorPlan] = []
     owner: dict[str, str] = {}
     for name, entries in sizes.items():
@@ -116,7 +118,7 @@ def load(path: str | Path, *, lazy: bool = True) -> TaskVector:
         raise
 
 
-def _commonest(counts: Counter[float], default: float) -> float:
+def _commonest(counts: Counter[int | float], default: int | float) -> int | float:
     return min(counts, key=lambda v: (-counts[v], v)) if counts else default
 
 
@@ -139,7 +141,7 @@ def _parts(name: str, d: Delta) -> dict[str, Tensor]:
 class _SmallPlan(TensorPlan):
     """A plan that remembers the few numbers that decide whether the entry is written at all."""
 
-    numbers: tuple[float, ...] = ()
+    numbers: tuple[int | float, ...] = ()
 
 
 def _plan(name: str, d: Delta) -> dict[str, TensorPlan]:
@@ -155,7 +157,7 @@ def _present(entries: Mapping[str, TensorPlan], defaults: _Defaults) -> Iterator
     """The entries to write: without those that say what the metadata says already."""
     dense = ".delta" in entries
     usual = defaults.stored if dense else _TORCH[entries[".lora_B"].dtype]
-    said: dict[str, tuple[float, ...]] = {".flags": (0, _CODE[usual]), ".scale": (defaults.scale,)}
+    said: dict[str, tuple[int | float, ...]] = {".flags": (0, _CODE[usual]), ".scale": (defaults.scale,)}
     for key, entry in entries.items():
         if not (isinstance(entry, _SmallPlan) and entry.numbers == said.get(key)):
             yield TensorPlan(entry.name, entry.dtype, entry.shape)

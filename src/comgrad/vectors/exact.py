@@ -13,7 +13,7 @@ from torch import Tensor
 
 from comgrad.vectors.delta import Pinned
 
-BLOCK = 1 << 20  # elements in fp64 at once
+BLOCK = 1 << 18  # elements in fp64 at once
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -106,7 +106,7 @@ def ulp(w: Tensor) -> Tensor:
     return torch.ldexp(torch.full_like(w, torch.finfo(w.dtype).eps, dtype=torch.float64), exponent)
 
 
-def measure(base: Tensor, finetuned: Tensor, block: int = 1 << 20) -> NoiseFloor:
+def measure(base: Tensor, finetuned: Tensor, block: int = 1 << 18) -> NoiseFloor:
     """The noise floor of finetuned − base, both as stored, of one shape; in blocks, so that memory stays small."""
     b, f = base.reshape(-1), finetuned.reshape(-1)
     parts = []

@@ -73,10 +73,11 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pair:
         FileRefused: `integer-tensor`, a buffer that differs; `untied-head`.
     """
     notes: list[str] = []
+    _same_family(base, finetuned)
     skipped = _skip_tied(base, finetuned, notes) | _skip_buffers(base, finetuned, notes)
     ours = [n for n in base.names if n not in skipped]
     theirs = [n for n in finetuned.names if n not in skipped]
-    _same_names(base, finetuned, ours, theirs)
+    _same_names(finetuned, ours, theirs)
     names = [n for n in ours if base.entries[n].is_float and finetuned.entries[n].is_float]
     _same_shapes(base, finetuned, names)
     if not names:
@@ -146,16 +147,20 @@ def _same_tensor(one: Checkpoint, a: str, other: Checkpoint, b: str) -> bool:
     return bool(torch.equal(one.get(a).double(), other.get(b).double()))  # int32 and int64 position ids, say
 
 
-def _same_names(base: Checkpoint, finetuned: Checkpoint, ours: Sequence[str], theirs: Sequence[str]) -> None:
-    missing, extra = sorted({*ours} - {*theirs}), sorted({*theirs} - {*ours})
-    if not missing and not extra:
-        return
-    if len({*ours} & {*theirs}) * 2 < min(len(ours), len(theirs)):
+def _same_family(base: Checkpoint, finetuned: Checkpoint) -> None:
+    shared = len({*base.names} & {*finetuned.names})
+    if shared * 2 < min(len(base.names), len(finetuned.names)):
         raise BaseMismatch(
-            f"'{base.path}' and '{finetuned.path}' share {len({*ours} & {*theirs})} tensor names",
+            f"'{base.path}' and '{finetuned.path}' share {shared} tensor names",
             "they are not of one architecture, or were saved by different model classes",
             "save both with the same class (AutoModel, say)",
         )
+
+
+def _same_names(finetuned: Checkpoint, ours: Sequence[str], theirs: Sequence[str]) -> None:
+    missing, extra = sorted({*ours} - {*theirs}), sorted({*theirs} - {*ours})
+    if not missing and not extra:
+        return
     parts = []
     if missing:
         parts.append(f"lacks {_listed(missing)}")

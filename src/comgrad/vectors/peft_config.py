@@ -52,10 +52,10 @@ class AdapterConfig:
     """What `adapter_config.json` says about ΔW."""
 
     r: int
-    alpha: float
+    alpha: int | float
     rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, int | float] = field(default_factory=dict)
     dora: bool = False
     lora_bias: bool = False
     bias: str = "none"
@@ -179,7 +179,7 @@ def _count(value: Any, name: str, where: str) -> int:
     return value
 
 
-def _number(value: Any, name: str, where: str) -> float:
+def _number(value: Any, name: str, where: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
         raise _wrong(name, value, "a finite number", where)
     return value

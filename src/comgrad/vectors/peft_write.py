@@ -33,7 +33,7 @@ class _Target:
 
     module: str
     low: LowRank
-    alpha: float
+    alpha: int | float
     embedding: bool
 
 
@@ -99,10 +99,6 @@ def _sorted_deltas(tau: TaskVector) -> tuple[dict[str, LowRank], dict[str, Dense
                 "a LoRA adapter can only hold a bias, beside the low-rank delta of the same module",
                 "apply the vector to its base and save the checkpoint",
             )
-    if not low:
-        raise _refused(
-            "peft-write-vector", "no delta is a matrix", "a LoRA adapter holds factors", "apply it to its base"
-        )
     return low, dense
 
 
@@ -125,7 +121,7 @@ def _target(name: str, d: LowRank, rslora: bool) -> _Target:
     return _Target(module, d, alpha, embedding)
 
 
-def _alpha(scale: float, r: int, rslora: bool) -> float | None:
+def _alpha(scale: float, r: int, rslora: bool) -> int | float | None:
     """α with α/r == s (or α/√r == s) in double precision, whole where possible; None when there is none."""
     root = math.sqrt(r) if rslora else r
     near = scale * root
@@ -211,7 +207,7 @@ def _config(tau: TaskVector, targets: Sequence[_Target], with_bias: bool, rslora
     }
 
 
-def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
+def _pattern(values: Mapping[str, int | float], default: int | float) -> dict[str, int | float]:
     """Module → value where it is not the default, so that PEFT's matching gives every module its own.
 
     Plain names are what PEFT of all ages reads. A pattern also matches names that end like it; where that would give

@@ -137,4 +137,7 @@ def _download(repo_id: str, revision: str, *, local: bool) -> Path:
 
 def _offline_reason(error: BaseException) -> str:
     cause = error.__cause__
-    return f"the Hub cannot be reached ({type(cause).__name__})" if cause is not None else "no network may be used"
+    if cause is None or type(cause).__name__ == "OfflineModeIsEnabled":
+        return "no network may be used"
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    return f"the Hub did not answer ({type(cause).__name__}{f' {status}' if status else ''})"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors")
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MAPPED = 8 * 2**20  # bytes read before the library's map of a file is let go: mapped pages count as memory
 _MAX_INDEX = 16_000_000  # bytes; 20,000 names of 256 characters with their shards stay below it
 
 
@@ -33,6 +34,7 @@ class SafetensorsFile:
     def __init__(self, source: Source, header: Header) -> None:
         self._source = source
         self._handle: Any = None
+        self._mapped = 0
         self.path = source.path
         self.metadata: dict[str, str] = dict(header.metadata)
         self.entries: Mapping[str, TensorEntry] = header.entries
@@ -68,6 +70,9 @@ class SafetensorsFile:
         # The library maps the file: without the copy a tensor would change when the file is written to in place.
         tensor: Tensor = self._handle.get_tensor(name).clone()
         self._source.unchanged()
+        self._mapped += tensor.nbytes
+        if self._mapped > _MAPPED:
+            self._handle, self._mapped = None, 0
         return tensor
 
     def sha256(self, name: str) -> str:

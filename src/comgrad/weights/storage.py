@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -81,7 +82,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: the final name. An empty folder there is replaced.
-        replace: replace a folder with contents too; the old one is put aside first and removed last.
+        replace: replace a folder with contents too, in one step on Linux; the old one is removed last.
 
     Raises:
         StorageError: `exists` when something is in the way; or the operating system refused. Nothing is left behind.
@@ -119,20 +120,32 @@ def _check_target(path: Path, replace: bool) -> None:
 
 
 def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
+    """Give `temporary` the name `path`; a folder with contents there goes away only after the name is taken over."""
     _check_target(path, replace)  # again: another process may have been faster
-    aside: Path | None = None
-    if path.is_dir() and any(path.iterdir()):
+    if not path.is_dir() or not any(path.iterdir()):
+        temporary.replace(path)
+    elif _exchanged(temporary, path):
+        shutil.rmtree(temporary, ignore_errors=True)  # now the old folder
+    else:  # two renames: a crash between them leaves the name free and the old folder beside it
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".old", dir=path.parent))
         path.rename(aside / path.name)
-    try:
-        temporary.replace(path)
-    except OSError:
-        if aside is not None:
+        try:
+            temporary.replace(path)
+        except OSError:
             (aside / path.name).rename(path)
             aside.rmdir()
-        raise
-    if aside is not None:
+            raise
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Swap two names in one step where the system can (Linux `renameat2` with RENAME_EXCHANGE)."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_cwd, exchange = -100, 2
+    return bool(renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -132,7 +132,8 @@ class Registry:
 
     def list(self, *, base: str | None = None) -> Sequence[Entry]:
         """All entries, oldest first; `base` keeps those over one base."""
-        return [e for r in self.store.list() if base is None or base in _base_names(e := Entry(r, self.store))]
+        entries = [Entry(r, self.store) for r in self.store.list()]
+        return [e for e in entries if base is None or base in _base_names(e)]
 
     def search(self, text: str, *, limit: int = 10) -> Sequence[Entry]:
         """Entries whose name, labels or description hold the words of `text`, best first."""
