@@ -138,7 +138,9 @@ def read(folder: Path) -> list[TaskVector]:
     vectors = [TaskVector.from_peft(p).loaded() for p in found]
     names = {tuple(v.tensors) for v in vectors}
     if len(vectors) < 3 or len(names) != 1 or any(v.kind != "lowrank" for v in vectors):
-        raise SystemExit(f"error: '{folder}' needs at least 3 plain LoRA adapters with the same tensors; found {len(found)}")
+        raise SystemExit(
+            f"error: '{folder}' needs at least 3 plain LoRA adapters with the same tensors; found {len(found)}"
+        )
     return vectors
 
 

@@ -85,3 +85,12 @@ def test_broken_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "examples.jsonl.gz").write_bytes(b"not a gzip file")
     with pytest.raises(ComgradError, match="cannot be read as text"):
         load_task(tmp_path)
+
+
+def test_a_line_that_unpacks_to_all_of_memory_is_refused_early(tmp_path: Path) -> None:
+    write(tmp_path, CARD)
+    with gzip.open(tmp_path / "examples.jsonl.gz", "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(b"a" * 2**20)
+    with pytest.raises(ComgradError, match="line 1; is larger than a task's examples may be"):
+        load_task(tmp_path)

@@ -51,7 +51,18 @@ def test_shapes_are_checked_under_pytest() -> None:
 
 def test_command_reference_is_what_the_program_says() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "typer", "comgrad.cli.main", "utils", "docs", "--name", "comgrad", "--title", "Command line"],
+        [
+            sys.executable,
+            "-m",
+            "typer",
+            "comgrad.cli.main",
+            "utils",
+            "docs",
+            "--name",
+            "comgrad",
+            "--title",
+            "Command line",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -61,7 +72,9 @@ def test_command_reference_is_what_the_program_says() -> None:
 
 def test_readme_names_every_package_and_existing_files() -> None:
     readme = (ROOT / "README.md").read_text()
-    packages = sorted(p.name for p in (ROOT / "src/comgrad").iterdir() if (p / "__init__.py").exists() and any(p.glob("[!_]*.py")))
+    packages = sorted(
+        p.name for p in (ROOT / "src/comgrad").iterdir() if (p / "__init__.py").exists() and any(p.glob("[!_]*.py"))
+    )
     assert len(packages) >= 11
     missing = [p for p in packages if f"{p}/" not in readme]
     assert missing == []

@@ -1,4 +1,4 @@
-"""Full checkpoints: base + τ gives the fine-tuned model bit for bit; odd pairs are refused by name; memory is bounded."""
+"""Full checkpoints: base + τ is the fine-tuned model bit for bit; odd pairs are refused; memory is bounded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
 from comgrad.errors import BaseMismatch, ComgradError, FileRefused, ShapeMismatch
 from comgrad.types import BaseRef
 from comgrad.vectors import container
@@ -19,9 +23,6 @@ from comgrad.vectors.checkpoints import apply, difference, extract
 from comgrad.vectors.delta import Dense, LowRank
 from comgrad.vectors.exact import BLOCK, recombine, same_bits, subtract
 from comgrad.vectors.task_vector import Deferred, TaskVector
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from vectors_models import bert, gpt2, llama, save_base
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

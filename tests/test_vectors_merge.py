@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from comgrad.errors import BaseMismatch, ComgradError, ShapeMismatch
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import Delta, Dense, LowRank
 from comgrad.vectors.merge import METHODS, merge
 from comgrad.vectors.task_vector import Deferred, TaskVector
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BASE = BaseRef("b")
 

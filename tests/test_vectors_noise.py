@@ -8,9 +8,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from comgrad.vectors.noise import NoiseFloor, measure, total, ulp
 from hypothesis import given
 from hypothesis import strategies as st
+
+from comgrad.vectors.noise import NoiseFloor, measure, total, ulp
 
 HALF = [torch.bfloat16, torch.float16, torch.float32]
 

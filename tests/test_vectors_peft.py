@@ -13,15 +13,16 @@ import peft
 import pytest
 import torch
 import transformers
+from peft.tuners.lora.layer import LoraLayer
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file, save_file
+from torch import nn
+
 from comgrad.errors import BaseMismatch, ComgradError, FileRefused, UnsupportedAdapter
 from comgrad.vectors.delta import Dense, LowRank
 from comgrad.vectors.peft import read_peft
 from comgrad.vectors.peft_config import VARIANTS, AdapterConfig, parse_config, pattern_key
 from comgrad.vectors.task_vector import TaskVector
-from peft.tuners.lora.layer import LoraLayer
-from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file, save_file
-from torch import nn
 from vectors_models import (
     Attention,
     Convolutions,
@@ -44,7 +45,9 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
-def assert_is_merge(tau: TaskVector, base: Mapping[str, torch.Tensor], model: peft.PeftModel, atol: float = 2e-6) -> None:
+def assert_is_merge(
+    tau: TaskVector, base: Mapping[str, torch.Tensor], model: peft.PeftModel, atol: float = 2e-6
+) -> None:
     """base + τ is, tensor by tensor, what PEFT merges; tensors without a delta are unchanged."""
     merged = merged_weights(model)
     seen = 0
@@ -52,7 +55,9 @@ def assert_is_merge(tau: TaskVector, base: Mapping[str, torch.Tensor], model: pe
         d = tau.tensors.get(name)
         seen += d is not None
         ours = weight if d is None else weight.double() + d.in_base_layout().double()
-        torch.testing.assert_close(ours.double(), merged[name].double(), rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            ours.double(), merged[name].double(), rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert seen == len(tau.tensors) > 0
 
 
@@ -114,7 +119,9 @@ def test_every_exact_variant_is_what_peft_merges(case: str, tmp_path: Path) -> N
         assert_is_delta_weight(tau, model)
 
 
-@pytest.mark.parametrize("case", ["plain", "rslora", "patterns", "lora-bias", "conv1d", "llama-gqa", "conv2d", "attention"])
+@pytest.mark.parametrize(
+    "case", ["plain", "rslora", "patterns", "lora-bias", "conv1d", "llama-gqa", "conv2d", "attention"]
+)
 def test_without_the_base_the_delta_is_the_same(case: str, tmp_path: Path) -> None:
     make, config = EXACT[case]
     base = make()
@@ -132,7 +139,7 @@ def test_without_the_base_the_delta_is_the_same(case: str, tmp_path: Path) -> No
 
 
 def test_attention_forward_is_the_vectors_model(tmp_path: Path) -> None:
-    """PEFT adds out_proj's delta twice; the vector is what the adapted model computes, not what get_delta_weight says."""
+    """PEFT adds out_proj's delta twice; the vector is what the adapted model computes, not get_delta_weight."""
     base = Attention().eval()
     model = adapted(base, r=2, lora_alpha=6, target_modules=["attn"])
     tau = read_peft(save_adapter(model, tmp_path / "a"), base=save_base(base, tmp_path / "base"))
@@ -186,7 +193,7 @@ def test_names_are_resolved_under_the_prefix_of_a_head_model(tmp_path: Path) -> 
     classifier.bert.load_state_dict(base.state_dict(), strict=False)
     model = adapted(classifier, r=4, target_modules=["query"], task_type="SEQ_CLS")
     adapter = save_adapter(model, tmp_path / "a")
-    with pytest.raises(UnsupportedAdapter, match="does not have.*drop_heads") as e:
+    with pytest.raises(UnsupportedAdapter, match=r"does not have.*drop_heads") as e:
         read_peft(adapter, base=folder)
     assert e.value.code == "peft-module-not-in-base"
     tau = read_peft(adapter, base=folder, drop_heads=True)
@@ -209,7 +216,13 @@ def test_half_precision_factors_stay_as_they_were_stored(dtype: torch.dtype, tmp
 
 def test_the_pattern_rule_is_pefts() -> None:
     patterns = {"query": 1, r"layer\.1\..*": 2, "^encoder.layer.0.value": 3, "er.0.key": 4}
-    modules = ["encoder.layer.0.query", "encoder.layer.1.key", "encoder.layer.0.value", "encoder.layer.0.key", "myquery"]
+    modules = [
+        "encoder.layer.0.query",
+        "encoder.layer.1.key",
+        "encoder.layer.0.value",
+        "encoder.layer.0.key",
+        "myquery",
+    ]
     for module in modules:
         assert pattern_key(patterns, module) == get_pattern_key(patterns.keys(), module)
     config = AdapterConfig(8, 16, True, {"query": 4}, {"key": 3})
@@ -271,7 +284,14 @@ def test_refused_by_name(adapter: Path, changes: dict[str, Any], code: str, word
 
 
 def test_falsy_unknown_keys_and_ignored_subconfigs_are_accepted(adapter: Path) -> None:
-    rewrite(adapter, use_shiny=False, brand_new=None, eva_config={"rho": 2.0}, runtime_config={"x": 1}, loftq_config={"a": 1})
+    rewrite(
+        adapter,
+        use_shiny=False,
+        brand_new=None,
+        eva_config={"rho": 2.0},
+        runtime_config={"x": 1},
+        loftq_config={"a": 1},
+    )
     assert len(read_peft(adapter).tensors) == 2
 
 
@@ -331,7 +351,9 @@ def test_a_tensor_outside_the_model_prefix_is_refused(adapter: Path) -> None:
 
 def test_wrong_bases_are_named_with_both_shapes(adapter: Path, tmp_path: Path) -> None:
     other = transformers.BertModel(
-        transformers.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
+        transformers.BertConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8
+        )
     )
     with pytest.raises(BaseMismatch, match=r"query\.weight' as a tensor of shape \(24, 24\).*has shape \(16, 16\)"):
         read_peft(adapter, base=save_base(other, tmp_path / "other"))

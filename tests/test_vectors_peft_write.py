@@ -10,13 +10,14 @@ from typing import Any
 import peft
 import pytest
 import torch
+from torch import nn
+
 from comgrad.errors import UnsupportedAdapter
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import Dense, LowRank
 from comgrad.vectors.merge import merge
 from comgrad.vectors.peft import read_peft, write_peft
 from comgrad.vectors.task_vector import TaskVector
-from torch import nn
 from vectors_models import Convolutions, adapted, bert, gpt2, llama, save_adapter, save_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -155,7 +155,11 @@ def _cache_file(cache: Path, members: Sequence[Member]) -> Path:
 def _read_cache(path: Path, members: Sequence[Member]) -> _Cached | None:
     """The cached Gram, restricted to today's members; None when there is none of use."""
     data = read_arrays(path)
-    if data is None or set(data) != {"version", "ids", "tensor_names", "per_tensor"} or data["version"] != CACHE_VERSION:
+    if (
+        data is None
+        or set(data) != {"version", "ids", "tensor_names", "per_tensor"}
+        or data["version"] != CACHE_VERSION
+    ):
         return None
     ids, names, blocks = [str(i) for i in data["ids"]], tuple(map(str, data["tensor_names"])), data["per_tensor"]
     current = {m.id for m in members}

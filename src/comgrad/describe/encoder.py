@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from comgrad.weights.bases import resolve_base
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Anything that turns texts into unit vectors, always the same ones for the same text."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +94,13 @@ def _examples(folder: Path, n_labels: int) -> tuple[Example, ...]:
 
 
 def _read_examples(path: Path, n_labels: int) -> list[Example]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    opener = gzip.open if path.suffix == ".gz" else open
     out: list[Example] = []
     seen = 0
     try:
-        with opened as lines:
-            for i, line in enumerate(lines, 1):
+        with opener(path, "rt", encoding="utf-8") as lines:
+            # bounded reads: one line of a small archive can unpack to all of memory
+            for i, line in enumerate(iter(partial(lines.readline, MAX_LINE_CHARS + 1), ""), 1):
                 seen += len(line)
                 if seen > MAX_EXAMPLES_BYTES or len(line) > MAX_LINE_CHARS:
                     raise _bad(
@@ -105,7 +108,7 @@ def _read_examples(path: Path, n_labels: int) -> list[Example]:
                     )
                 if line.strip():
                     out.append(_example(_json_object(line, f"{path}:{i}"), path, i, n_labels))
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ComgradError(
             f"'{path}'", f"it cannot be read as text ({error})", "write it again as UTF-8", code="bad-task"
         ) from error

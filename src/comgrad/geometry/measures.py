@@ -79,7 +79,6 @@ def matrices(
     names = tensor_names(vectors)
     needs = frozenset().union(*(r.needs for r in rows))
 
-
     def one_tensor(name: str) -> tuple[list[Tensor], Tensor | None]:
         table = pair_table(vectors, name, needs, energy)
         return [_on_tensor(row, table, convention == "full") for row in rows], table.pair.get(INNER)

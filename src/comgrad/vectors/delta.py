@@ -171,13 +171,19 @@ def same_place(a: Delta, b: Delta, name: str) -> None:
     """Refuse two deltas that cannot be deltas of one tensor.
 
     Raises:
-        ShapeMismatch: different shapes.
+        ShapeMismatch: different shapes, or the base stores the transpose for one of them only.
     """
     if a.shape != b.shape and matrix_shape(a) != matrix_shape(b):
         raise ShapeMismatch(
             f"tensor '{name}' has shape {a.shape} in one vector and {b.shape} in the other",
             "deltas of one tensor must have its shape",
             "check that both were made from the same base and the same revision",
+        )
+    if a.transposed != b.transposed:
+        raise ShapeMismatch(
+            f"tensor '{name}' is stored as (input, output) by one vector and as (output, input) by the other",
+            "deltas of one tensor must have its layout",
+            "read the adapter again with its base at hand",
         )
 
 
@@ -193,7 +199,8 @@ def add(a: Delta, b: Delta) -> Delta:
     stored = coarser(a.stored, b.stored)
     left, right = a.dense(), b.dense()
     if left.shape != right.shape:  # a convolution kernel in one, its matrix form in the other
-        right = right.reshape(left.shape)
+        kernel = max(a.shape, b.shape, key=len)
+        left, right = left.reshape(kernel), right.reshape(kernel)
     return Dense(left + right, stored=stored, transposed=a.transposed)
 
 
@@ -219,12 +226,31 @@ def inner(a: Delta, b: Delta) -> float:
     if isinstance(a, Dense) and isinstance(b, LowRank):
         a, b = b, a
     if isinstance(a, LowRank) and isinstance(b, LowRank):
-        B1, A1, B2, A2 = (t.double() for t in (a.B, a.A, b.B, b.A))
-        return a.scale * b.scale * float(((B1.T @ B2) * (A1 @ A2.T)).sum())
+        return a.scale * b.scale * _inner_factors(a.B.double(), a.A.double(), b.B.double(), b.A.double())
     if isinstance(a, LowRank):  # ⟨sBA, W⟩ = s·sum(B ∘ (W Aᵀ)): no (m, n) temporary beyond W itself
         W = b.dense().reshape(matrix_shape(b))
         return a.scale * float((a.B.double() * (W.double() @ a.A.double().T)).sum())
     return _dot64(a.dense(), b.dense())
+
+
+def _inner_factors(B1: Tensor, A1: Tensor, B2: Tensor, A2: Tensor) -> float:
+    """sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)) in fp64, accurate whatever gauge (B·G, G⁻¹·A) the factors are in.
+
+    The terms can be cond(G)² larger than their sum. Where that would cost more than 1e-9 of it, A is made orthonormal
+    first (A = RᵀQᵀ, B·Rᵀ in place of B), which leaves an error of cond(G) roundoffs.
+    """
+
+    def summed(P1: Tensor, Q1: Tensor, P2: Tensor, Q2: Tensor) -> float:
+        return float(((P1.T @ P2) * (Q1 @ Q2.T)).sum())
+
+    def size(P: Tensor, Q: Tensor) -> float:
+        return float((P.norm(dim=0) * Q.norm(dim=1)).sum())
+
+    result = summed(B1, A1, B2, A2)
+    if size(B1, A1) * size(B2, A2) * UNIT_ROUNDOFF[torch.float64] <= 1e-9 * abs(result):
+        return result
+    (Q1, R1), (Q2, R2) = torch.linalg.qr(A1.T), torch.linalg.qr(A2.T)
+    return summed(B1 @ R1.T, Q1.T, B2 @ R2.T, Q2.T)
 
 
 def _dot64(x: Tensor, y: Tensor, block: int = 1 << 22) -> float:

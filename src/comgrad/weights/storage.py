@@ -88,7 +88,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         StorageError: `exists` when something is in the way; or the operating system refused. Nothing is left behind.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - a link at `path` is replaced, not followed
-    _check_target(path, replace)
+    check_free(path, replace=replace)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,8 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_target(path: Path, replace: bool) -> None:
+def check_free(path: Path, *, replace: bool = False) -> None:
+    """Refuse a folder's name that is taken, before long work for it begins. Raises StorageError (`exists`)."""
     if not path.exists() and not path.is_symlink():
         return
     if path.is_symlink() or not path.is_dir():
@@ -121,7 +122,7 @@ def _check_target(path: Path, replace: bool) -> None:
 
 def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
     """Give `temporary` the name `path`; a folder with contents there goes away only after the name is taken over."""
-    _check_target(path, replace)  # again: another process may have been faster
+    check_free(path, replace=replace)  # again: another process may have been faster
     if not path.is_dir() or not any(path.iterdir()):
         temporary.replace(path)
     elif _exchanged(temporary, path):

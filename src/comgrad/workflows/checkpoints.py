@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from comgrad.vectors.checkpoints import apply as apply_vector
+from comgrad.vectors.checkpoints import extract as extract_vector
+from comgrad.weights.storage import check_free
 from comgrad.workflows.resolve import open_vector
 
 Progress = Callable[[int, int], None] | None
@@ -33,11 +35,13 @@ class Written:
 
 def apply(vector: str, base: str, out: Path, *, scale: float = 1.0, progress: Progress = None) -> Written:
     """Write base + scale·τ as a full checkpoint. Raises ComgradError; nothing is written then."""
+    check_free(out)
     done = apply_vector(open_vector(vector), base, out, scale=scale, progress=counted(progress))
     return Written(str(done.path), done.changed, None, list(done.warnings))
 
 
 def extract(base: str, finetuned: str, out: Path, *, progress: Progress = None) -> Written:
     """Write the dense task vector of two full checkpoints with its noise floor. Raises ComgradError."""
+    check_free(out)
     done = extract_vector(base, finetuned, out, progress=counted(progress))
     return Written(str(done.path), done.tensors, done.noise_floor, list(done.warnings))

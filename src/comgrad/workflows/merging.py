@@ -11,6 +11,7 @@ from typing import Any
 from comgrad.errors import ComgradError
 from comgrad.vectors.merge import merge as merge_vectors
 from comgrad.weights.bases import resolve_base
+from comgrad.weights.storage import check_free
 from comgrad.weights.writer import atomic_directory, atomic_write_bytes
 from comgrad.workflows.checkpoints import counted
 from comgrad.workflows.registry import Registry
@@ -49,6 +50,7 @@ def merge_to(
     """Merge and write. Raises ComgradError; nothing is written then."""
     if len(refs) < 2:
         raise ComgradError(f"{len(refs)} vector", "a merge takes at least two", "name another one", code="too-few")
+    check_free(out)
     vectors = open_vectors(refs, base=request.base)
     merged = merge_vectors(vectors, request.method, request.weights) * request.scale
     kept = 1.0

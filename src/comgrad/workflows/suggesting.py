@@ -21,6 +21,7 @@ from comgrad.types import BaseRef
 from comgrad.vectors.delta import Delta
 from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
+from comgrad.weights.storage import check_free
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import collection
 from comgrad.workflows.searching import checked_description
@@ -127,6 +128,8 @@ def suggest(
     Raises:
         ComgradError: a description that cannot be one; an empty registry; several bases; no text encoder.
     """
+    check_free(out)
+    checked_description(text)
     registry = Registry()
     known = Known.of(collection(registry, base=base), cache=registry.store.cache_dir)
     made = predict(known, text, rank=rank, task_dir=task_dir)
