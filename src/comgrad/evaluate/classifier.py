@@ -129,7 +129,6 @@ def with_adapter(bench: Bench, adapter: Path, *, trainable: bool = False) -> nn.
 
 
 @contextmanager
-@torch.no_grad()
 def shifted(encoder: nn.Module, tau: TaskVector, scale: float = 1.0) -> Iterator[None]:
     """The encoder at θ₀ + scale·τ inside the block, and exactly at θ₀ again after it.
 
@@ -137,19 +136,21 @@ def shifted(encoder: nn.Module, tau: TaskVector, scale: float = 1.0) -> Iterator
         ShapeMismatch: the encoder lacks one of the vector's tensors, or has it in another shape.
     """
     parameters = dict(encoder.named_parameters())
-    before: dict[str, Tensor] = {}
-    try:
-        for name, delta in tau.tensors.items():
-            change = delta.in_base_layout()
-            if name not in parameters or parameters[name].shape != change.shape:
-                raise ShapeMismatch(
-                    f"tensor '{name}' of shape {tuple(change.shape)}",
-                    "the model has no such tensor of that shape",
-                    "use the model the vector stands on",
-                )
-            before[name] = parameters[name].clone()
+    changes = {name: delta.in_base_layout() for name, delta in tau.tensors.items()}
+    for name, change in changes.items():
+        if name not in parameters or parameters[name].shape != change.shape:
+            raise ShapeMismatch(
+                f"tensor '{name}' of shape {tuple(change.shape)}",
+                "the model has no such tensor of that shape",
+                "use the model the vector stands on",
+            )
+    before = {name: parameters[name].detach().clone() for name in changes}
+    with torch.no_grad():
+        for name, change in changes.items():
             parameters[name].add_(scale * change.to(parameters[name]))
+    try:
         yield
     finally:
-        for name, value in before.items():
-            parameters[name].copy_(value)
+        with torch.no_grad():
+            for name, value in before.items():
+                parameters[name].copy_(value)

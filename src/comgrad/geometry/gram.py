@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from comgrad.engine.local import map_ordered
-from comgrad.engine.plan import CACHE_BUDGET, plan_blocks
+from comgrad.engine.plan import CACHE_BUDGET, MEMORY_BUDGET, plan_blocks
 from comgrad.errors import ShapeMismatch
 from comgrad.geometry.stack import Factors, same_base, stack_factors, take, tensor_names
 from comgrad.vectors.delta import LowRank
@@ -97,7 +97,7 @@ def gram_of_tensor(vectors: Sequence[TaskVector], name: str, others: Sequence[Ta
     """Block of the Gram matrix for one tensor: (K, K), or (K, L) against `others`."""
     other = vectors if others is None else others
     size = _bytes(name, *vectors, *other)
-    plans = [plan_blocks(len(side), 2 * size) for side in (vectors, other)]
+    plans = [plan_blocks(len(side), 2 * size, MEMORY_BUDGET) for side in (vectors, other)]
     out = torch.zeros(len(vectors), len(other), dtype=torch.float64)
     for i in plans[0]:
         left = None

@@ -151,7 +151,7 @@ def stack_frames(part: Slice, energy: float = ENERGY) -> list[Frames]:
             form = canonical_dense(d.W.reshape(matrix_shape(d)), d.stored, energy)
             pieces[_padded(form.S.shape[1])].append(([i], form))
     for (rank, stored), members in groups.items():
-        for block in plan_blocks(len(members), 8 * rank * sum(part.shape), CACHE_BUDGET):
+        for block in plan_blocks(len(members), 8 * rank * sum(part.shape), CACHE_BUDGET // 4):
             places = members[block.slice]
             lows = [d for d in (part.deltas[i] for i in places) if isinstance(d, LowRank)]
             Bt, A = torch.stack([d.B.T for d in lows]).double(), torch.stack([d.A for d in lows]).double()
