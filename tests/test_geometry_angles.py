@@ -174,10 +174,10 @@ def test_distances_and_conventions_for_equal_and_unequal_ranks() -> None:
         "overlap": ((np.cos(t) ** 2).sum() / 2, (np.cos(t) ** 2).sum() / 3),
     }
     for variant, (contained, full) in expected.items():
-        assert grassmann(a, b, variant) == pytest.approx(contained, abs=1e-13)  # type: ignore[arg-type]
-        assert grassmann(a, b, variant, convention="full") == pytest.approx(contained, abs=1e-13)  # type: ignore[arg-type]
-        assert grassmann(a, wide, variant) == pytest.approx(contained, abs=1e-13)  # type: ignore[arg-type]
-        assert grassmann(wide, a, variant, convention="full") == pytest.approx(full, abs=1e-13)  # type: ignore[arg-type]
+        assert grassmann(a, b, variant) == pytest.approx(contained, abs=1e-13)
+        assert grassmann(a, b, variant, convention="full") == pytest.approx(contained, abs=1e-13)
+        assert grassmann(a, wide, variant) == pytest.approx(contained, abs=1e-13)
+        assert grassmann(wide, a, variant, convention="full") == pytest.approx(full, abs=1e-13)
     projectors = B1 @ B1.T - B2 @ B2.T
     assert grassmann(a, b, "projection") == pytest.approx(float(torch.linalg.matrix_norm(projectors, 2)), abs=1e-12)
     assert grassmann(a, b, "chordal") == pytest.approx(float(projectors.norm()) / math.sqrt(2), abs=1e-12)
@@ -209,7 +209,7 @@ def test_a_zero_delta_has_no_angle() -> None:
 def test_mistakes_are_refused_by_name() -> None:
     a = vector(u=lowrank(9, 2, 7, 0))
     with pytest.raises(ComgradError, match="variant 'riemann'.*use one of grassmann_l1"):
-        grassmann(a, a, "riemann")  # type: ignore[arg-type]
+        grassmann(a, a, "riemann")
     with pytest.raises(BaseMismatch, match="different bases"):
         grassmann(a, TaskVector(BaseRef("other"), dict(a.tensors)))
     with pytest.raises(ShapeMismatch, match="tensor 'u'"):

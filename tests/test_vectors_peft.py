@@ -402,12 +402,14 @@ def test_missing_files_and_pickles(adapter: Path, tmp_path: Path) -> None:
         read_peft(tmp_path / "nowhere")
 
 
-def test_a_declared_path_is_never_opened(adapter: Path, tmp_path: Path) -> None:
+def test_a_declared_path_is_never_opened(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The config is a stranger's: what it names is looked up as a Hub name, not as a place on this machine."""
-    folder = save_base(bert(), tmp_path / "base")
-    rewrite(adapter, base_model_name_or_path=str(folder))
-    tau = read_peft(adapter)
-    assert tau.base.status == "declared"
+    folder = save_base(bert(), tmp_path / "some" / "base")
+    monkeypatch.chdir(tmp_path)
+    for declared in (str(folder), "some/base", "../some/base", "~/base"):
+        rewrite(adapter, base_model_name_or_path=declared)
+        assert read_peft(adapter).base.status == "declared"
+    assert read_peft(adapter, base=folder).base.name == "base"
 
 
 def test_a_zero_bias_says_nothing(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def figure(layout: Layout, points: Sequence[Point], *, title: str = "Map of task
                 y=[float(layout.positions[i, 1]) for i in at],
                 mode="markers",
                 name=html.escape(family or "(no family)"),
-                marker={"size": 11, "color": PALETTE[f % len(PALETTE)], "symbol": SYMBOLS[f % len(SYMBOLS)]},
+                marker={"size": 11, "color": PALETTE[f % len(PALETTE)], "symbol": SYMBOLS[_shape(f)]},
                 text=[_hover(points[i], int(layout.clusters[i])) for i in at],
                 hovertemplate="%{text}<extra></extra>",
             )
@@ -55,9 +55,14 @@ def figure(layout: Layout, points: Sequence[Point], *, title: str = "Map of task
         margin={"l": 20, "r": 20, "t": 50, "b": 20},
         legend={"title": "family"},
     )
-    fig.update_xaxes(showticklabels=False, zeroline=False)
-    fig.update_yaxes(showticklabels=False, zeroline=False, scaleanchor="x")
+    fig.update_xaxes(showticklabels=False, zeroline=False, showgrid=False)
+    fig.update_yaxes(showticklabels=False, zeroline=False, showgrid=False, scaleanchor="x")
     return fig
+
+
+def _shape(family: int) -> int:
+    """Number of the family's symbol: shifted when the colours start again, so that no two families look alike."""
+    return (family + family // len(PALETTE)) % len(MARKERS)
 
 
 def _hover(point: Point, cluster: int) -> str:
@@ -86,7 +91,7 @@ def as_image(layout: Layout, points: Sequence[Point], kind: str, *, title: str =
                 layout.positions[at, 1],
                 s=45,
                 color=PALETTE[f % len(PALETTE)],
-                marker=MARKERS[f % len(MARKERS)],
+                marker=MARKERS[_shape(f)],
                 label=family or "(no family)",
             )
         if len(points) <= 80:
@@ -97,7 +102,7 @@ def as_image(layout: Layout, points: Sequence[Point], kind: str, *, title: str =
         ax.set_yticks([])
         ax.set_aspect("equal", adjustable="datalim")
         ax.margins(x=0.16, y=0.06)  # room for the names
-        ax.legend(fontsize=8, title="family", loc="best")
+        fig.legend(fontsize=8, title="family", loc="outside right upper")
         buffer = io.BytesIO()
         fig.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return buffer.getvalue()

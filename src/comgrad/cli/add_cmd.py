@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -40,8 +41,10 @@ def add(
     from comgrad.workflows.adding import AddRequest, add_paths
 
     request = AddRequest(describe=describe, name=name, base=base, task_dir=examples, drop_heads=drop_heads)
+    began = time.perf_counter()
     with progress("adding") as update:
         results = add_paths(paths, request, progress=update)
+    seconds = time.perf_counter() - began
     if as_json:
         emit_json([r.as_dict() for r in results])
     else:
@@ -51,7 +54,8 @@ def add(
             for warning in r.warnings:
                 note(f"warning: {r.name}: {warning}")
         counts = {s: sum(r.status == s for r in results) for s in ("added", "exists", "refused")}
-        say(", ".join(f"{n} {s}" for s, n in counts.items() if n))
+        done = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+        say(f"{done} in {seconds:.1f} s ({len(results) / seconds:.0f} per second)")
     for r in results:
         if r.error is not None:
             note(f"error: {r.error['given']}; {r.error['why']}; {r.error['remedy']}")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+PIPED_WIDTH = 200  # a file or a pager has no width of its own
 Progress = Callable[[int, int], None]
 
 
@@ -46,7 +47,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
         out.add_column(name, justify="right" if isinstance(sample, int | float) else "left", overflow="fold")
     for row in rows:
         out.add_row(*(Text(plain(cell(c))) for c in row))
-    Console(highlight=False).print(out)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(out)
 
 
 def cell(value: object) -> str:

@@ -7,8 +7,6 @@ fp64 whatever the factors' dtype: what limits the answer is the rounding of what
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
@@ -20,8 +18,8 @@ from comgrad.vectors import delta as _delta
 from comgrad.vectors.delta import Delta
 from comgrad.vectors.task_vector import TaskVector
 
-Variant = Literal["grassmann_l1", "geodesic", "chordal", "projection", "overlap"]
-Convention = Literal["containment", "full"]
+VARIANTS = ("grassmann_l1", "geodesic", "chordal", "projection", "overlap")
+CONVENTIONS = ("containment", "full")
 
 
 def angles_of_deltas(a: Delta, b: Delta, *, energy: float = ENERGY) -> tuple[Tensor, tuple[int, int]]:
@@ -88,9 +86,9 @@ def principal_angles(
 def grassmann(
     a: TaskVector,
     b: TaskVector,
-    variant: Variant = "grassmann_l1",
+    variant: str = "grassmann_l1",
     *,
-    convention: Convention = "containment",
+    convention: str = "containment",
     energy: float = ENERGY,
     skip_undefined: bool = False,
 ) -> float:
@@ -105,9 +103,9 @@ def grassmann(
 def grassmann_by_tensor(
     a: TaskVector,
     b: TaskVector,
-    variant: Variant = "grassmann_l1",
+    variant: str = "grassmann_l1",
     *,
-    convention: Convention = "containment",
+    convention: str = "containment",
     energy: float = ENERGY,
     skip_undefined: bool = False,
 ) -> dict[str, float]:
@@ -124,18 +122,18 @@ def grassmann_by_tensor(
     Containment distances are 0 when one space lies in the other; the full ones are metrics over all ranks (Ye and
     Lim 2016). Raises as `principal_angles`, and ComgradError for an unknown variant or convention.
     """
-    if variant not in get_args(Variant) or convention not in get_args(Convention):
+    if variant not in VARIANTS or convention not in CONVENTIONS:
         raise ComgradError(
             f"variant '{variant}' with convention '{convention}'",
             "there is none of that name",
-            f"use one of {', '.join(get_args(Variant))} and one of {', '.join(get_args(Convention))}",
+            f"use one of {', '.join(VARIANTS)} and one of {', '.join(CONVENTIONS)}",
         )
     angles = principal_angles(a, b, energy=energy, skip_undefined=skip_undefined)
     ranks = _ranks(a, b, energy, angles) if convention == "full" else dict.fromkeys(angles, (1, 1))
     return {n: distance(theta, variant, abs(ranks[n][0] - ranks[n][1])) for n, theta in angles.items()}
 
 
-def distance(theta: Tensor, variant: Variant, missing: int = 0) -> float:
+def distance(theta: Tensor, variant: str, missing: int = 0) -> float:
     """The named distance from (k,) angles, with `missing` further right angles."""
     k = theta.numel()
     if variant == "grassmann_l1":

@@ -58,7 +58,7 @@ class SpectralStats:
     entropy_2: Tensor
 
 
-def lp_distance(s1: Tensor, s2: Tensor, p: float) -> Tensor:
+def lp_distance(s1: Tensor, s2: Tensor, p: float | int) -> Tensor:
     """(Σ|s1 − s2|^p)^(1/p) over the last axis."""
     gap = (s1 - s2).abs()
     if p == 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from comgrad.engine.local import map_ordered
 from comgrad.errors import ComgradError
-from comgrad.geometry.angles import Convention
+from comgrad.geometry.angles import CONVENTIONS
 from comgrad.geometry.gram import Progress
 from comgrad.geometry.null import pooled_z
 from comgrad.geometry.pairs import INNER, PairTable, pair_table
@@ -40,7 +40,7 @@ def matrix(
     vectors: Sequence[TaskVector],
     measure: str,
     *,
-    convention: Convention = "containment",
+    convention: str = "containment",
     energy: float = ENERGY,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -54,7 +54,7 @@ def matrices(
     vectors: Sequence[TaskVector],
     measures: Sequence[str],
     *,
-    convention: Convention = "containment",
+    convention: str = "containment",
     energy: float = ENERGY,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -73,7 +73,7 @@ def matrices(
         BaseMismatch, ShapeMismatch.
     """
     rows = [_row(name) for name in measures]
-    if convention not in ("containment", "full"):
+    if convention not in CONVENTIONS:
         raise ComgradError(f"the convention '{convention}'", "there is none of that name", "use containment or full")
     same_base(vectors)
     names = tensor_names(vectors)
@@ -174,7 +174,7 @@ class Comparison:
 
 
 def compare(
-    a: TaskVector, b: TaskVector, *, convention: Convention = "containment", energy: float = ENERGY
+    a: TaskVector, b: TaskVector, *, convention: str = "containment", energy: float = ENERGY
 ) -> Comparison:
     """Every measure between two task vectors, in total and per tensor. Errors as `matrices`."""
     found = matrices([a, b], _PAIR, convention=convention, energy=energy)

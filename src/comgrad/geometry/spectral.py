@@ -46,7 +46,7 @@ class SpectralProjection:
         """‖UᵀΔW₂V‖_F²/‖ΔW₂‖_F², at least `explained`: same directions, whatever their pairing."""
         return self.core_energy / self.energy
 
-    def lp(self, p: float, *, normalised: bool = False) -> float:
+    def lp(self, p: float | int, *, normalised: bool = False) -> float:
         """L_p(S₁, S₂) = (Σ|s1 − s2|^p)^(1/p), on the spectra themselves, with sign (the slides' formula).
 
         Args:

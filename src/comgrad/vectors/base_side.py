@@ -37,10 +37,11 @@ class BaseSide:
         """
         if base is not None:
             model = resolve_base(base)
-            name = model.name if "/" in model.name or not declared else declared
+            hub_name = declared if declared and is_repo_id(declared) else None
+            name = model.name if "/" in model.name or hub_name is None else hub_name
             return cls(BaseRef(name, fingerprint(model.path).root), _opened(model.path), where)
         # The declared name comes from a stranger's file: only a Hub name is looked up, never a path.
-        if declared and is_repo_id(declared):
+        if declared and is_repo_id(declared) and not Path(declared).exists():
             with suppress(ComgradError):  # a cached base without safetensors is as good as none
                 if (there := try_resolve_base(declared)) is not None:
                     return cls(BaseRef(declared, fingerprint(there.path).root), _opened(there.path), where)
