@@ -45,7 +45,7 @@ def reference(a: Delta, b: Delta) -> dict[str, float]:
     """Every measure of one tensor from the dense matrices alone."""
     X, Y = a.dense().double().numpy(), b.dense().double().numpy()
     (U, S, Vh), (P, T, _) = np.linalg.svd(X), np.linalg.svd(Y)
-    r, q, m = int((S > 1e-10 * S[0]).sum()), int((T > 1e-10 * T[0]).sum()), len(X)
+    r, q, m = int((1e-10 * S[0] < S).sum()), int((1e-10 * T[0] < T).sum()), len(X)
     theta = scipy.linalg.subspace_angles(U[:, :r], P[:, :q])
     F = ((U[:, :r].T @ P[:, :q]) ** 2).sum()
     core = U[:, :r].T @ Y @ Vh[:r].T
@@ -77,7 +77,9 @@ def reference(a: Delta, b: Delta) -> dict[str, float]:
     }
 
 
-kinds = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5), st.sampled_from(["", "a", "ab"])), min_size=2, max_size=4)
+kinds = st.lists(
+    st.tuples(st.integers(1, 5), st.integers(1, 5), st.sampled_from(["", "a", "ab"])), min_size=2, max_size=4
+)
 
 
 @given(kinds, st.booleans(), st.integers(0, 99))
@@ -175,9 +177,14 @@ def test_batched_agrees_with_the_functions_for_a_pair_on_real_adapters(zoo: list
     vectors = [TaskVector.from_peft(p) for p in zoo[:5]]
     vectors.append(vectors[0])  # a duplicate: the batch must find the same small angles as the pair
     found = matrices(vectors, ALL)
-    for name, variant in [("projection_metric", "projection"), *((n, n) for n in ("grassmann_l1", "geodesic", "overlap"))]:
+    for name, variant in [
+        ("projection_metric", "projection"),
+        *((n, n) for n in ("grassmann_l1", "geodesic", "overlap")),
+    ]:
         for i, j in [(0, 1), (3, 2), (1, 4)]:
-            assert float(found[name].values[i, j]) == pytest.approx(grassmann(vectors[i], vectors[j], variant), abs=1e-10)
+            assert float(found[name].values[i, j]) == pytest.approx(
+                grassmann(vectors[i], vectors[j], variant), abs=1e-10
+            )
     assert float(found["grassmann_l1"].values[0, 5]) <= 1e-12
     assert float(found["cosine"].values[0, 5]) == pytest.approx(1.0, abs=1e-14)
     for i, j in [(0, 1), (1, 0)]:
@@ -204,7 +211,11 @@ def test_unequal_ranks_in_both_conventions() -> None:
 
 def test_zero_and_missing_tensors_are_undefined_never_zero() -> None:
     zero = LowRank(torch.zeros(26, 3), torch.ones(3, 22))
-    vectors = [*some(2), TaskVector(BASE, {"a": zero, "b": lowrank("b", 2, 9)}), TaskVector(BASE, {"b": lowrank("b", 2, 8)})]
+    vectors = [
+        *some(2),
+        TaskVector(BASE, {"a": zero, "b": lowrank("b", 2, 9)}),
+        TaskVector(BASE, {"b": lowrank("b", 2, 8)}),
+    ]
     found = matrices(vectors, ALL)
     for name, result in found.items():
         if MEASURES[name].needs_subspace:
@@ -223,7 +234,9 @@ def test_zero_and_missing_tensors_are_undefined_never_zero() -> None:
 
 def test_biases_count_in_inner_products_only() -> None:
     u, v = some(2)
-    with_bias = [TaskVector(BASE, {**w.tensors, "bias": Dense(torch.full((4,), 1.0 + k))}) for k, w in enumerate((u, v))]
+    with_bias = [
+        TaskVector(BASE, {**w.tensors, "bias": Dense(torch.full((4,), 1.0 + k))}) for k, w in enumerate((u, v))
+    ]
     plain, more = matrices([u, v], ALL), matrices(with_bias, ALL)
     assert float(more["inner"].values[0, 1]) == pytest.approx(float(plain["inner"].values[0, 1]) + 8.0)
     assert float(more["grassmann_l1"].values[0, 1]) == pytest.approx(float(plain["grassmann_l1"].values[0, 1]))
@@ -242,15 +255,28 @@ def test_nan_never_wins(bad: float) -> None:
         compare(broken, some(1)[0])
 
 
-def test_the_mean_vector_cannot_hijack_centred_cosine() -> None:
-    vectors = some(6)
-    total = vectors[0]
-    for v in vectors[1:]:
-        total = total + v
-    mean = total * (1 / 6)
-    values = matrix([*vectors, mean], "centred_cosine").values
-    assert bool(values[6].isnan().all())  # its centred norm is rounding; a number here would be noise
-    assert bool(values[:6, :6].isfinite().all())
+def test_the_mean_vector_hijacks_the_cosine_but_not_the_centred_one() -> None:
+    """Four pairs of near twins with a common part: the mean of all is everyone's nearest by raw cosine."""
+    common, *own = some(13)
+    own = [v * (1 / v.norm()) for v in own]
+    common = common * (3.0 / common.norm())
+    twins = [common + 0.6 * own[k] + 0.9 * own[4 + k + 4 * side] for k in range(4) for side in (0, 1)]
+    mean = twins[0]
+    for v in twins[1:]:
+        mean = mean + v
+    found = matrices([*twins, mean], ["cosine", "centred_cosine"])
+    nearest = {n: (m.values[:8] - 9 * torch.eye(9)[:8]).argmax(1).tolist() for n, m in found.items()}
+    assert nearest["cosine"] == [8] * 8
+    assert nearest["centred_cosine"] == [1, 0, 3, 2, 5, 4, 7, 6]
+
+
+def test_what_equals_the_mean_has_no_centred_cosine_and_a_zero_vector_spoils_no_other() -> None:
+    u, v, w = some(3)
+    zero = TaskVector(BASE, {"a": Dense(torch.zeros(26, 22))})
+    with_zero = matrix([u, zero, v, w], "centred_cosine").values
+    assert bool(with_zero[1].isnan().all())
+    torch.testing.assert_close(with_zero[[0, 2, 3]][:, [0, 2, 3]], matrix([u, v, w], "centred_cosine").values)
+    assert bool(matrix([u, 2.0 * u, 3.0 * u], "centred_cosine").values.isnan().all())  # their centred norm is rounding
 
 
 def test_progress_is_told_of_every_tensor() -> None:
@@ -291,7 +317,7 @@ def test_compare_has_the_promised_keys_and_values() -> None:
 
 
 def test_compare_says_why_a_value_is_missing() -> None:
-    u, v = some(2)
+    u = some(1)[0]
     zero = TaskVector(BASE, {"a": Dense(torch.zeros(26, 22)), "bias": Dense(torch.ones(3))})
     result = compare(u, zero).as_dict()
     assert result["grassmann_l1"] is None

@@ -7,6 +7,7 @@ fp64 whatever the factors' dtype: what limits the answer is the rounding of what
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 

@@ -64,10 +64,17 @@ def gram_rows(
     return _assemble(new, old, symmetric=False, workers=workers, progress=progress)
 
 
-def centred(G: Tensor) -> Tensor:
-    """Gram matrix of the vectors minus their mean: H G H with H = I − 11ᵀ/K (double centring)."""
-    rows = G.mean(dim=-1, keepdim=True)
-    centre = G - rows - rows.mT + rows.mean(dim=-2, keepdim=True)
+def centred(G: Tensor, among: Tensor | None = None) -> Tensor:
+    """Gram matrix of the vectors minus their mean (double centring): H G Hᵀ with H = I − 1wᵀ, w = 1/K.
+
+    Args:
+        G: (..., K, K). among: (..., K) bool, the vectors whose mean is taken; all when None.
+    """
+    ones = torch.ones(G.shape[:-1], dtype=G.dtype) if among is None else among.to(G.dtype)
+    weight = ones / ones.sum(-1, keepdim=True).clamp_min(1.0)
+    mean = (G * weight[..., None, :]).sum(-1)  # ⟨τ_i, τ̄⟩
+    own = (mean * weight).sum(-1)
+    centre = G - mean[..., :, None] - mean[..., None, :] + own[..., None, None]
     return (centre + centre.mT) / 2
 
 

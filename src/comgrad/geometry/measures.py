@@ -80,8 +80,9 @@ def matrices(
     needs = frozenset().union(*(r.needs for r in rows))
 
     def one_tensor(name: str) -> tuple[list[Tensor], Tensor | None]:
-        table = pair_table(vectors, name, needs, energy)
-        return [_on_tensor(row, table, convention == "full") for row in rows], table.pair.get(INNER)
+        with torch.inference_mode():  # no autograd bookkeeping; what leaves is copied into ordinary tensors
+            table = pair_table(vectors, name, needs, energy)
+            return [_on_tensor(row, table, convention == "full") for row in rows], table.pair.get(INNER)
 
     sums = [_Pool(row, len(vectors), len(names)) for row in rows]
     for done, (parts, block) in enumerate(map_ordered(one_tensor, names, workers), start=1):
@@ -173,9 +174,7 @@ class Comparison:
         return {**plain, "tensors": {n: _plain(t) for n, t in self.tensors.items()}, "notes": list(self.notes)}
 
 
-def compare(
-    a: TaskVector, b: TaskVector, *, convention: str = "containment", energy: float = ENERGY
-) -> Comparison:
+def compare(a: TaskVector, b: TaskVector, *, convention: str = "containment", energy: float = ENERGY) -> Comparison:
     """Every measure between two task vectors, in total and per tensor. Errors as `matrices`."""
     found = matrices([a, b], _PAIR, convention=convention, energy=energy)
     names = found["inner"].tensor_names

@@ -52,7 +52,7 @@ def pooled_z(z: Tensor) -> Tensor:
     rejects the null of unrelated subspaces; its tail probability is not calibrated.
     """
     defined = ~z.isnan()
-    count = defined.sum(0)
+    count = defined.sum(0).double()
     return torch.where(count > 0, z.nansum(0) / count.clamp_min(1).sqrt(), torch.nan)
 
 

@@ -22,7 +22,7 @@ from comgrad.geometry.stack import Frames, Slice, stack_factors, stack_frames, t
 from comgrad.vectors.task_vector import TaskVector
 
 INNER, OVERLAP, ANGLES, SPECTRAL, CORE = "inner", "overlap", "angles", "spectral", "core"
-EXACT_CHUNK = 256  # pairs whose frames are gathered at one time
+EXACT_BUDGET = 16 << 20  # bytes of frames gathered at one time for the pairs that need the exact form
 
 Needs = Set[str]
 
@@ -143,7 +143,8 @@ def _subspaces(table: PairTable, p: Frames, q: Frames, block: Block, cols: Block
     valid = torch.arange(theta.shape[1]) < torch.minimum(p.rank[i], q.rank[j])[:, None]
     hard = needs_exact(squared, valid).nonzero().flatten()
     Up, Uq = p.Ut.view(len(p), p.width, -1), q.Ut.view(len(q), q.width, -1)
-    for at in torch.split(hard, EXACT_CHUNK):
+    for piece in plan_blocks(hard.numel(), 8 * (p.width + q.width) * Up.shape[2], EXACT_BUDGET):
+        at = hard[piece.slice]
         theta[at] = angles_exact(Up[i[at]], Uq[j[at]])
     theta *= valid
     _put(table, "theta_sum", rows, columns, theta.sum(1))

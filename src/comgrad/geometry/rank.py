@@ -62,7 +62,9 @@ class Canonical:
     cut: Tensor  # (c,) bool
 
 
-def canonical_lowrank(B: Tensor, A: Tensor, scale: Tensor, stored: torch.dtype) -> Canonical:
+def canonical_lowrank(
+    B: Tensor, A: Tensor, scale: Tensor, stored: torch.dtype, out: tuple[Tensor, Tensor] | None = None
+) -> Canonical:
     """Canonical form of c low-rank deltas, QR of both factors and an SVD of the small core; no (m, n) matrix is formed.
 
     With full numerical rank r in one factor, rank ΔW is the rank of the other. When both are deficient, rank ΔW is the
@@ -71,6 +73,7 @@ def canonical_lowrank(B: Tensor, A: Tensor, scale: Tensor, stored: torch.dtype) 
 
     Args:
         B: (c, m, r) fp64. A: (c, r, n) fp64. scale: (c,).
+        out: where to put Uᵀ (c, w, m) and Vᵀ (c, w, n), w = min(m, n, r), so that a stack is written only once.
     """
     _, m, r = B.shape
     n = A.shape[2]
@@ -93,7 +96,9 @@ def canonical_lowrank(B: Tensor, A: Tensor, scale: Tensor, stored: torch.dtype) 
     S = torch.where(keep, S * scale.abs()[:, None], 0.0)
     u *= (keep * torch.where(scale < 0, -1.0, 1.0)[:, None])[:, None]
     vh *= keep[:, :, None]
-    Ut, Vt = u.mT @ Qb.mT, vh @ Qa.mT  # frames as rows: the layout that the products over all pairs want
+    # frames as rows: the layout that the products over all pairs want
+    Ut = torch.matmul(u.mT, Qb.mT, out=None if out is None else out[0])
+    Vt = torch.matmul(vh, Qa.mT, out=None if out is None else out[1])
     return Canonical(Ut.mT, S, Vt.mT, rank, energy, rank < width)
 
 

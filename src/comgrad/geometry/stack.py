@@ -150,15 +150,27 @@ def stack_frames(part: Slice, energy: float = ENERGY) -> list[Frames]:
             _require_finite(part.name, [i], d.W)
             form = canonical_dense(d.W.reshape(matrix_shape(d)), d.stored, energy)
             pieces[_padded(form.S.shape[1])].append(([i], form))
-    for (rank, stored), members in groups.items():
-        for block in plan_blocks(len(members), 8 * rank * sum(part.shape), CACHE_BUDGET // 4):
-            places = members[block.slice]
-            lows = [d for d in (part.deltas[i] for i in places) if isinstance(d, LowRank)]
-            Bt, A = torch.stack([d.B.T for d in lows]).double(), torch.stack([d.A for d in lows]).double()
-            _require_finite(part.name, places, Bt, A)
-            form = canonical_lowrank(Bt.mT, A, torch.tensor([d.scale for d in lows], dtype=torch.float64), stored)
-            pieces[_padded(form.S.shape[1])].append((places, form))
+    for (_, stored), members in groups.items():
+        form = _decomposed(part, members, stored)
+        pieces[_padded(form.S.shape[1])].append((members, form))
     return [_bundle(width, found) for width, found in sorted(pieces.items())]
+
+
+def _decomposed(part: Slice, members: list[int], stored: torch.dtype) -> Canonical:
+    """Canonical forms of low-rank deltas of one rank and dtype, in batches that fit the cache."""
+    lows = [d for d in (part.deltas[i] for i in members) if isinstance(d, LowRank)]
+    rank, (m, n) = lows[0].rank, part.shape
+    width = min(m, n, rank)
+    Ut, Vt = (torch.empty(len(members), width, size, dtype=torch.float64) for size in (m, n))
+    forms = []
+    for block in plan_blocks(len(members), 8 * rank * (m + n), CACHE_BUDGET // 4):
+        some = lows[block.slice]
+        Bt, A = torch.stack([d.B.T for d in some]).double(), torch.stack([d.A for d in some]).double()
+        _require_finite(part.name, members[block.slice], Bt, A)
+        scale = torch.tensor([d.scale for d in some], dtype=torch.float64)
+        forms.append(canonical_lowrank(Bt.mT, A, scale, stored, out=(Ut[block.slice], Vt[block.slice])))
+    S, known, energy, cut = (torch.cat([getattr(f, field) for f in forms]) for field in ("S", "rank", "energy", "cut"))
+    return Canonical(Ut.mT, S, Vt.mT, known, energy, cut)
 
 
 def _bundle(width: int, found: list[tuple[list[int], Canonical]]) -> Frames:

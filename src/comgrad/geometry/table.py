@@ -43,9 +43,11 @@ class Measure:
 
 
 def _centred_cosine(G: Tensor) -> Tensor:
-    """Of unit vectors: else one vector of a hundred times the norm would be the mean. NaN for a zero vector."""
+    """Of unit vectors: else one vector of a hundred times the norm would be the mean. Zero vectors are not in the mean."""
     cosine = _gram.cosine_from_gram(G)
-    return _gram.cosine_from_gram(_gram.centred(cosine), floor=1e-12)
+    known = ~cosine.diagonal(dim1=-2, dim2=-1).isnan()
+    out = _gram.cosine_from_gram(_gram.centred(cosine.nan_to_num(0.0), known), floor=1e-12)
+    return torch.where(known[..., :, None] & known[..., None, :], out, torch.nan)
 
 
 def _projection(G: Tensor) -> Tensor:

@@ -1,0 +1,209 @@
+"""Suggesting: the adapter is the combination it says it is, stock PEFT loads it, and nonsense is not answered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from comgrad.describe.task import load_task
+from comgrad.errors import BaseMismatch, ComgradError
+from comgrad.evaluate.classifier import Bench, evaluate, shifted, with_adapter
+from comgrad.predict.start import combination, predicted_start, zero_start
+from comgrad.types import BaseRef
+from comgrad.vectors.delta import Dense, LowRank
+from comgrad.vectors.task_vector import TaskVector
+from comgrad.weights.bases import resolve_base
+from comgrad.workflows.adding import AddRequest, add_paths
+from comgrad.workflows.atlas import Atlas
+from comgrad.workflows.registry import Registry
+from comgrad.workflows.resolve import collection
+from comgrad.workflows.scaling import best_factor
+from comgrad.workflows.suggesting import Known, predict, suggest
+
+TEXT = "Say which of fifteen things a user asks a voice assistant about their bank account."
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory, zoo: list[Path]) -> Registry:
+    made = Registry(tmp_path_factory.mktemp("registry"))
+    assert all(a.status == "added" for a in add_paths(zoo, AddRequest(), registry=made))
+    return made
+
+
+@pytest.fixture(scope="module")
+def known(registry: Registry) -> Known:
+    return Known.of(collection(registry), cache=registry.store.cache_dir)
+
+
+def test_a_described_task_gets_the_combination_it_names(known: Known) -> None:
+    made = predict(known, TEXT)
+    assert not made.abstained
+    assert made.sources[0].name.startswith("intent-")
+    names = {m.name: v for m, v in zip(known.atlas.members, known.vectors, strict=True)}
+    dense = sum(s.coefficient * names[s.name].tensors[next(iter(names[s.name].tensors))].dense() for s in made.sources)
+    first = next(iter(made.vector.tensors))
+    U, S, Vh = torch.linalg.svd(dense, full_matrices=False)
+    expected = (U[:, :8] * S[:8]) @ Vh[:8]
+    torch.testing.assert_close(made.vector.tensors[first].dense(), expected, atol=1e-6, rtol=1e-4)
+    assert 0 < made.energy_kept <= 1
+    assert set(made.trainable.values()) == {8}
+
+
+def test_more_rank_keeps_more_and_full_rank_keeps_all(known: Known) -> None:
+    kept = [predict(known, TEXT, rank=r).energy_kept for r in (2, 8, 64, 384)]
+    assert kept == sorted(kept)
+    assert kept[-1] == pytest.approx(1.0, abs=1e-9)
+
+
+def test_factors_are_balanced(known: Known) -> None:
+    for d in predict(known, TEXT).vector.tensors.values():
+        assert isinstance(d, LowRank)
+        torch.testing.assert_close(d.B.norm(dim=0), d.A.norm(dim=1), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "text", ["qwx zzv 81 jjk pqq", "Пирог с яблоками и корицей", "dogs;cats;bananas;", "0x00 0xff 0x17 0x2a"]
+)
+def test_nonsense_and_other_languages_are_not_answered(known: Known, text: str) -> None:
+    made = predict(known, text)
+    assert made.abstained
+    assert "unlike the known ones" in made.reason
+    assert made.sources == []
+    assert made.vector.norm() == 0.0
+    assert all(d.A.norm() > 0 for d in made.vector.tensors.values() if isinstance(d, LowRank))  # it can still train
+
+
+def test_known_descriptions_are_answered(known: Known) -> None:
+    abstained = [predict(known, m.description).abstained for m in known.atlas.members[::6]]
+    assert not any(abstained)
+
+
+def test_stock_peft_loads_the_suggestion_and_computes_the_same(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tasks: list[Path]
+) -> None:
+    monkeypatch.setenv("COMGRAD_HOME", str(registry.store.path))
+    made = suggest(TEXT, tmp_path / "start")
+    bench = Bench.open(resolve_base(made.base))
+    task, encoder = load_task(tasks[2]), bench.encoder()
+    examples = task.split("test")[:20]
+    with shifted(encoder, made.vector):
+        ours = evaluate(bench, bench.classifier(task, encoder), examples).loss
+    theirs = evaluate(bench, bench.classifier(task, with_adapter(bench, tmp_path / "start")), examples).loss
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    card = json.loads((tmp_path / "start" / "task_card.json").read_text())
+    assert card["description"] == TEXT
+    assert {p["role"] for p in card["parents"]} == {"suggest"}
+    assert add_paths([tmp_path / "start"], AddRequest(name="mine"))[0].status == "added"  # and it can be shared
+    Registry().remove("mine")
+
+
+def test_examples_choose_a_scale_that_lowers_their_loss(known: Known, tasks: list[Path]) -> None:
+    made, helped = (
+        predict(known, load_task(tasks[0]).description),
+        predict(known, load_task(tasks[0]).description, task_dir=tasks[0]),
+    )
+    bench = Bench.open(resolve_base(known.base.name))
+    task, encoder = load_task(tasks[0]), bench.encoder()
+    examples = task.split("train")[:64]
+    model = bench.classifier(task, encoder)
+    losses = [evaluate(bench, model, examples).loss]
+    for s in (made, helped):
+        with shifted(encoder, s.vector):
+            losses.append(evaluate(bench, model, examples).loss)
+    assert losses[2] <= min(losses[0], losses[1]) + 1e-6
+
+
+def test_a_harmful_direction_gets_scale_zero(known: Known, tasks: list[Path]) -> None:
+    bench = Bench.open(resolve_base(known.base.name))
+    task, encoder = load_task(tasks[2]), bench.encoder()
+    model, examples = bench.classifier(task, encoder), task.split("train")[:64]
+    nothing = evaluate(bench, model, examples).loss
+    harmful = None
+    for v in known.vectors:  # some vector whose opposite hurts this task at every size tried
+        with shifted(encoder, v, -0.05):
+            if evaluate(bench, model, examples).loss > nothing:
+                harmful = v * -1.0
+        if harmful is not None and best_factor(harmful, tasks[2], usual_norm=known.usual_norm()) == 0.0:
+            return
+        harmful = None
+    pytest.fail("no direction was refused")
+
+
+def test_too_few_examples_are_refused(known: Known, tmp_path: Path, tasks: list[Path]) -> None:
+    shutil.copy(tasks[0] / "task_card.json", tmp_path)
+    (tmp_path / "examples.jsonl").write_text('{"text": "x", "label": 0}\n' * 3)
+    with pytest.raises(ComgradError, match="3 training examples; a scale chosen on fewer than 8 is noise"):
+        predict(known, TEXT, task_dir=tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_registry_of_one_or_two_abstains(zoo: list[Path], tmp_path: Path, count: int) -> None:
+    add_paths(zoo[:count], AddRequest())
+    made = suggest(TEXT, tmp_path / "start")
+    assert made.abstained
+    assert (tmp_path / "start" / "adapter_model.safetensors").exists()
+
+
+def test_an_empty_registry_and_one_without_words_are_refused(zoo: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ComgradError, match="a registry with no vectors; there is nothing to work on"):
+        suggest(TEXT, tmp_path / "start")
+    bare = Path(shutil.copytree(zoo[0], tmp_path / "bare"))
+    (bare / "task_card.json").unlink()
+    add_paths([bare], AddRequest())
+    with pytest.raises(ComgradError, match="a registry without descriptions"):
+        suggest(TEXT, tmp_path / "start")
+    assert not (tmp_path / "start").exists()
+
+
+def test_two_bases_must_be_chosen_between(zoo: list[Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(zoo[0], tmp_path / "other"))
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "some/other-base"}))
+    add_paths([other, *zoo[1:5]], AddRequest())
+    with pytest.raises(BaseMismatch, match="vectors over 2 bases.*choose one with --base"):
+        suggest(TEXT, tmp_path / "start")
+    assert suggest(TEXT, tmp_path / "start", base="all-MiniLM-L6-v2").base.endswith("all-MiniLM-L6-v2")
+
+
+def test_the_public_atlas_gives_the_same_answer(registry: Registry, known: Known) -> None:
+    atlas = Atlas(registry)
+    np.testing.assert_allclose(atlas.gram, known.atlas.gram)
+    assert atlas.suggest(TEXT).sources == predict(known, TEXT).sources
+    cards = [{"schema": 1, "description": m.description, "name": m.name} for m in known.atlas.members]
+    loose = Atlas(known.vectors, cards).suggest(TEXT)
+    assert [round(s.coefficient, 9) for s in loose.sources] == [
+        round(s.coefficient, 9) for s in predict(known, TEXT).sources
+    ]
+    with pytest.raises(ComgradError, match="38 vectors and 1 cards"):
+        Atlas(known.vectors, cards[:1])
+
+
+def test_a_combination_with_dense_vectors_and_biases() -> None:
+    base = BaseRef("tiny")
+    low = TaskVector(base, {"w": LowRank(torch.randn(5, 2), torch.randn(2, 4))})
+    full = TaskVector(base, {"w": Dense(torch.randn(5, 4)), "b": Dense(torch.randn(5))})
+    mixed = combination([low, full, low], [0.5, 2.0, 0.0])
+    expected = 0.5 * low.tensors["w"].dense() + 2 * full.tensors["w"].dense()
+    torch.testing.assert_close(mixed.tensors["w"].dense(), expected)
+    start = predicted_start(mixed, 4)
+    assert "b" not in start.vector.tensors
+    assert start.energy_kept == pytest.approx(float(expected.norm() ** 2) / mixed.norm() ** 2, rel=1e-5)
+    with pytest.raises(ComgradError, match="all coefficients are zero"):
+        combination([low], [0.0])
+
+
+def test_a_zero_start_is_drawn_from_its_seed() -> None:
+    shapes = {"w": LowRank(torch.zeros(6, 1), torch.zeros(1, 5))}
+    a, b, c = (zero_start(BaseRef("x"), dict(shapes), 3, seed=s).vector.tensors["w"] for s in (0, 0, 1))
+    assert isinstance(a, LowRank)
+    assert isinstance(b, LowRank)
+    assert isinstance(c, LowRank)
+    assert torch.equal(a.A, b.A)
+    assert not torch.equal(a.A, c.A)
+    assert a.A.abs().max() <= 5**-0.5
+    assert not a.B.any()
