@@ -330,9 +330,9 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         weight_map = {}
         generator = torch.Generator().manual_seed(seed)
         for shard in range(4):
-            names = [f"layer.{shard}.{i}.weight" for i in range(6)]
+            names = [f"layer.{shard}.{i}.weight" for i in range(12)]
             file = f"model-{shard:05d}.safetensors"
-            save_file({n: torch.randn(1024, 3072, generator=generator) for n in names}, tmp_path / side / file)
+            save_file({n: torch.randn(1024, 1536, generator=generator) for n in names}, tmp_path / side / file)
             weight_map |= dict.fromkeys(names, file)
         index = {"metadata": {}, "weight_map": weight_map}
         (tmp_path / side / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -342,5 +342,5 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     resident, anonymous = map(float, run.stdout.split())
-    assert resident < 150, (resident, anonymous)
+    assert resident < 150, (resident, anonymous)  # of 900 MB that pass through
     assert len(list((tmp_path / "o").glob("*.safetensors"))) == 4

@@ -10,6 +10,7 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -531,3 +532,14 @@ def test_json_read(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to("f.json")
     with pytest.raises(FileRefused, match="symbolic link"):
         read_json(tmp_path / "link.json")
+
+
+def test_many_threads_may_read_one_file(tmp_path: Path) -> None:
+
+    tensors = {
+        f"t{i}": torch.full((300, 1000), float(i + 1)) for i in range(40)
+    }  # 48 MB: the map is renewed on the way
+    save_file(tensors, tmp_path / "f.safetensors")
+    with open_strict(tmp_path / "f.safetensors") as file, ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(file.get, [f"t{i % 40}" for i in range(400)]))
+    assert all(torch.equal(x, tensors[f"t{i % 40}"]) for i, x in enumerate(read))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -34,6 +35,7 @@ class SafetensorsFile:
     def __init__(self, source: Source, header: Header) -> None:
         self._source = source
         self._handle: Any = None
+        self._lock = threading.Lock()
         self._mapped = 0
         self.path = source.path
         self.metadata: dict[str, str] = dict(header.metadata)
@@ -61,18 +63,19 @@ class SafetensorsFile:
             FileRefused: `changed-while-reading`.
         """
         self.entry(name)
-        if self._handle is None:
-            from safetensors import safe_open
+        with self._lock:  # geometry reads several tensors of one file from several threads
+            if self._handle is None:
+                from safetensors import safe_open
 
+                self._source.unchanged()
+                self._handle = safe_open(self._source.real, framework="pt")
             self._source.unchanged()
-            self._handle = safe_open(self._source.real, framework="pt")
-        self._source.unchanged()
-        # The library maps the file: without the copy a tensor would change when the file is written to in place.
-        tensor: Tensor = self._handle.get_tensor(name).clone()
-        self._source.unchanged()
-        self._mapped += tensor.nbytes
-        if self._mapped > _MAPPED:
-            self._handle, self._mapped = None, 0
+            # The library maps the file: without the copy a tensor would change when the file is written to in place.
+            tensor: Tensor = self._handle.get_tensor(name).clone()
+            self._source.unchanged()
+            self._mapped += tensor.nbytes
+            if self._mapped > _MAPPED:
+                self._handle, self._mapped = None, 0
         return tensor
 
     def sha256(self, name: str) -> str:
