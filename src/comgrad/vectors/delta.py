@@ -16,7 +16,7 @@ from torch import Tensor
 from comgrad.errors import ShapeMismatch
 
 UNIT_ROUNDOFF: dict[torch.dtype, float] = {
-    torch.bfloat16: 2.0**-9,
+    torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
     torch.float32: 2.0**-24,
     torch.float64: 2.0**-53,
