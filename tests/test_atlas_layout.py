@@ -45,7 +45,7 @@ def test_the_same_matrix_gives_the_same_bytes() -> None:
 def test_html_needs_no_network_and_runs_nobody_elses_script() -> None:
     page = as_html(lay_out(planted()), points(18)).decode()
     assert "<script>alert(1)" not in page
-    assert '<script src' not in page
+    assert "<script src" not in page
     assert "Plotly" in page
 
 

@@ -28,7 +28,7 @@ def test_the_demo_does_the_whole_job(tmp_path: Path, home: Path) -> None:
         "start",
     }
     page = (tmp_path / "out" / "report.html").read_text()
-    assert '<script src' not in page
+    assert "<script src" not in page
     assert "intent-banking" in page
     assert f"{result['curves']['from zero'][-1]['loss']:.3f}" in page
     assert len(Registry(tmp_path / "out" / "registry").list()) == 38
