@@ -112,6 +112,13 @@ def test_the_mean_of_all_and_a_huge_copy_hijack_no_ranking() -> None:
         assert np.isfinite(value)
 
 
+def test_a_handful_is_ranked_by_the_plain_cosine() -> None:
+    few = Collection.build([member(i, vector(i)) for i in range(4)])
+    assert few.neighbours(0)[0][1] == pytest.approx(np.sort(few.cosine()[0])[-2])
+    many = Collection.build([member(i, vector(i)) for i in range(12)])
+    assert many.neighbours(0)[0][1] == pytest.approx(np.sort(many.centred_cosine()[0])[-2])
+
+
 def test_a_vector_equal_to_the_mean_has_centred_cosine_zero() -> None:
     twins = [member(i, vector(7)) for i in range(3)]
     assert not Collection.build(twins).centred_cosine().any()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from comgrad.cli.main import main
+from comgrad.workflows.registry import Registry
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -90,7 +93,7 @@ def test_describe_and_name_are_kept(run: Run, zoo: list[Path]) -> None:
     assert "error: " in err
 
 
-def test_list_search_show_remove(filled: Run) -> None:
+def test_list_search_show_remove(filled: Run, zoo: list[Path]) -> None:
     rows = json.loads(filled("list", "--json")[1])
     assert len(rows) == 8
     hits = json.loads(filled("search", "is every pronoun bound correctly", "--json")[1])
@@ -102,6 +105,12 @@ def test_list_search_show_remove(filled: Run) -> None:
     code, _, err = filled("show", rows[0]["id"])
     assert code == 1
     assert "removed" in err
+    source = next(p for p in zoo if p.name == rows[0]["name"])
+    code, _, err = filled("add", source)
+    assert code == 1
+    assert "--restore" in err
+    back = json.loads(filled("add", source, "--restore", "--json")[1])[0]
+    assert (back["status"], back["id"], back["name"]) == ("added", rows[0]["id"], rows[0]["name"])
 
 
 def test_compare_has_every_promised_key(filled: Run, zoo: list[Path]) -> None:
@@ -241,6 +250,28 @@ def test_a_mistake_is_one_line_on_stderr(
 def test_usage_mistakes_exit_with_2(run: Run) -> None:
     assert run("compare", "only-one")[0] == 2
     assert run("nonsense")[0] == 2
+
+
+def test_stopping_a_bulk_add_keeps_what_was_acknowledged(zoo: list[Path], home: Path) -> None:
+    many = home.parent / f"{home.name}-many"
+    for i in range(6):  # names differ, bytes do not matter: the same adapter under other α is another vector
+        for source in zoo:
+            copy = Path(shutil.copytree(source, many / f"{source.name}-{i}"))
+            config = json.loads((copy / "adapter_config.json").read_text())
+            (copy / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 16 + i}))
+            (copy / "task_card.json").unlink()
+    program = [sys.executable, "-c", "from comgrad.cli.main import main; main()", "add", str(many)]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list((home / "blobs").glob("*/*")) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; what was finished is kept" in err
+    registry = Registry()
+    assert 0 < len(registry.list()) < 6 * len(zoo)
+    assert registry.store.audit().ok
 
 
 LAZY = """

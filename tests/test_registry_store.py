@@ -256,7 +256,7 @@ def test_removal_deletes_the_blob_and_keeps_the_name(store: Store) -> None:
         store.remove("one")
     with pytest.raises(NameTaken, match="a name never passes to another vector"):
         store.add(entry(b"other bytes", "ONE"))
-    with pytest.raises(NotFound, match="add it with restore=True"):
+    with pytest.raises(NotFound, match="add it with --restore"):
         store.add(entry())
     assert added(store.add(entry(name="another", description="new"), restore=True)) == identity
     row = store.get(identity)

@@ -17,6 +17,7 @@ from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.derived import read_arrays, write_arrays
 
 CACHE_VERSION = 1
+FEWEST_TO_CENTRE = 10
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ class Collection:
         return _cosine(C @ self.cosine() @ C, floor=1e-12)
 
     def neighbours(self, index: int, *, most: int = 5) -> list[tuple[Member, float]]:
-        """The members nearest to one of them by centred cosine, best first."""
-        row = self.centred_cosine()[index].copy()
+        """The members nearest to one of them, best first: by centred cosine, or by the cosine where there are too few
+        vectors for their mean to mean anything (three centred vectors are 120° apart, whatever they are)."""
+        crowd = len(self.members) >= FEWEST_TO_CENTRE
+        row = (self.centred_cosine() if crowd else self.cosine())[index].copy()
         row[index] = -np.inf
         order = [int(j) for j in np.argsort(-row, kind="stable")[:most] if j != index]
         return [(self.members[j], float(row[j])) for j in order]

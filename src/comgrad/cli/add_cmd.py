@@ -24,6 +24,7 @@ def add(
     base: Annotated[str | None, typer.Option(help="Its base model: a name or a path.")] = None,
     examples: Annotated[Path | None, typer.Option(help="A task folder whose card describes the fine-tune.")] = None,
     drop_heads: Annotated[bool, typer.Option(help="Leave out heads that the base does not have.")] = False,
+    restore: Annotated[bool, typer.Option(help="Bring back a removed vector under its old id and name.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check fine-tunes and put them into the registry.
@@ -40,7 +41,9 @@ def add(
     """
     from comgrad.workflows.adding import AddRequest, add_paths
 
-    request = AddRequest(describe=describe, name=name, base=base, task_dir=examples, drop_heads=drop_heads)
+    request = AddRequest(
+        describe=describe, name=name, base=base, task_dir=examples, drop_heads=drop_heads, restore=restore
+    )
     began = time.perf_counter()
     with progress("adding") as update:
         results = add_paths(paths, request, progress=update)
@@ -49,7 +52,7 @@ def add(
         emit_json([r.as_dict() for r in results])
     else:
         rows = [(r.status, r.id or "–", r.name, _near(r.neighbours)) for r in results]
-        table(("status", "id", "name", "nearest known task (centred cosine)"), rows)
+        table(("status", "id", "name", "nearest known task (cosine, centred from 10 vectors on)"), rows)
         for r in results:
             for warning in r.warnings:
                 note(f"warning: {r.name}: {warning}")

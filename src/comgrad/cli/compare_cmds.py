@@ -37,7 +37,8 @@ def compare(
     rows += [(f"norm of {ref}", n) for ref, n in zip((a, b), result["norms"], strict=True)]
     for way, values in result["spectral"].items():
         rows += [(f"spectral {way}: {k}", v) for k, v in values.items()]
-    table(("measure", "value"), rows, title=f"{a} against {b}, over {len(result['tensors'])} tensors")
+    say(f"{a} against {b}, over {len(result['tensors'])} tensors\n")
+    table(("measure", "value"), rows)
     for line in result["notes"]:
         note(f"note: {line}")
 

@@ -22,6 +22,8 @@ from comgrad.cli import (
 from comgrad.cli.output import plain
 from comgrad.errors import ComgradError
 
+INTERRUPTED = 130  # what the command-line library makes of Ctrl-C
+
 app = typer.Typer(
     name="comgrad",
     help="Share, compare, predict and train task vectors of open models.",
@@ -70,9 +72,10 @@ def main() -> None:
             typer.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
         typer.echo(f"error: {plain(str(error))}", err=True)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was finished is kept", err=True)
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("stopped; what was finished is kept", err=True)
+        raise
     except BrokenPipeError:  # the reader of our output went away (a pager, head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None

@@ -36,13 +36,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout; cells are plain text, numbers with four significant digits."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    out = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    out = Table(header_style="bold", box=None, pad_edge=False)
     for name, sample in zip(columns, rows[0] if rows else columns, strict=True):
         out.add_column(name, justify="right" if isinstance(sample, int | float) else "left", overflow="fold")
     for row in rows:

@@ -203,7 +203,7 @@ class Writer:
     def _restore(self, known: Record, card: Card, facts: Facts, restore: bool) -> AddResult:
         """Bring removed bytes back: same id and name, the new card."""
         if not restore:
-            raise removed(known, "add it with restore=True to bring it back under its old id and name")
+            raise removed(known, "add it with --restore (restore=True) to bring it back under its old id and name")
         change = {"state": "active", "damage": None, "removed_at": None, "removed_reason": None}
         self._change(known.id, {**change, **_described(known.name, card), **_measured(facts)})
         return AddResult("added", self._row(known.id))

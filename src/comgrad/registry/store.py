@@ -152,7 +152,7 @@ class Store:
         if known is not None and known.state == "active" and known.damage is None and self.blobs.exists(digest):
             return AddResult("exists", known)
         if known is not None and known.state == "removed" and not restore:
-            raise removed(known, "add it with restore=True to bring it back under its old id and name")
+            raise removed(known, "add it with --restore (restore=True) to bring it back under its old id and name")
         self._must_write()
         name = entry.name or entry.card.name
         if known is None:  # refused before anything is written

@@ -30,6 +30,7 @@ class AddRequest:
     base: str | None = None
     task_dir: Path | None = None
     drop_heads: bool = False
+    restore: bool = False
     card: Card | None = None
 
 
@@ -130,7 +131,7 @@ def add_one(registry: Registry, path: Path, request: AddRequest, *, neighbours: 
             raise ComgradError(
                 f"'{path}'", "its task vector is zero: the fine-tune equals its base", "check the file", code="all-zero"
             )
-        result = registry.store.add(NewEntry(blob=blob, card=card, facts=facts, name=name))
+        result = registry.store.add(NewEntry(blob=blob, card=card, facts=facts, name=name), restore=request.restore)
     record = result.record
     assert record is not None  # only add_many returns refusals as values
     if result.status == "exists" and record.description != card.description and card.description:

@@ -22,6 +22,7 @@ from comgrad.predict.start import zero_start
 from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import resolve_base
+from comgrad.weights.storage import atomic_write_bytes
 from comgrad.workflows.adding import Added, AddRequest, add_paths
 from comgrad.workflows.mapping import write_picture
 from comgrad.workflows.registry import Registry
@@ -86,7 +87,7 @@ def run_demo(out: Path, *, task_id: str = "banking-intent", steps: int = 40, say
     say(f"\nreport: {report}   map: {out / 'map.html'}, {out / 'map.png'}   ({result.seconds:.0f} s)")
     say(f"look around with: COMGRAD_HOME={registry.store.path} comgrad list")
     summary = _summary(result, report)
-    (out / "demo.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    atomic_write_bytes(out / "demo.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
     return summary
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def suggest(
     known = Known.of(collection(registry, base=base), cache=registry.store.cache_dir)
     made = predict(known, text, rank=rank, task_dir=task_dir)
     write_peft(made.vector, out, extra_files={"task_card.json": _card(made)})
-    return Suggestion(**{**made.__dict__, "path": str(out)})
+    return replace(made, path=str(out))
 
 
 def predict(known: Known, text: str, *, rank: int | None = None, task_dir: Path | None = None) -> Suggestion:
