@@ -1,6 +1,6 @@
 """Held-out tasks: loss and accuracy from zero and from the suggestion, at 0, 10 and 40 steps.
 
-    .venv/bin/python benchmarks/heldout.py [--steps 40] [--json FILE]
+    .venv/bin/python benchmarks/heldout.py [--steps 40] [--seeds 3] [--json FILE]
 
 The registry is the starter zoo; the three tasks are those shipped without an adapter, chosen before any run.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 from comgrad.describe.task import load_task
 from comgrad.evaluate.classifier import Bench
 from comgrad.finetune.loop import TrainSpec
-from comgrad.predict.start import zero_start
 from comgrad.weights.bases import resolve_base
+from comgrad.weights.storage import atomic_write_bytes
 from comgrad.workflows.adding import AddRequest, add_paths
 from comgrad.workflows.demo import held_out_tasks, starter
 from comgrad.workflows.registry import Registry
@@ -28,7 +28,7 @@ from comgrad.workflows.suggesting import Known, predict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
@@ -43,7 +43,7 @@ def main() -> None:
         )
         for task_id in held_out_tasks():
             task = load_task(starter("tasks", task_id))
-            starts = {"zero": zero_start(known.base, dict(known.vectors[0].tensors), known.usual_rank()).vector}
+            starts = {"zero": known.zero_start(known.usual_rank()).vector}
             starts["description"] = predict(known, task.description).vector
             starts["description + 64 examples"] = predict(
                 known, task.description, task_dir=starter("tasks", task_id)
@@ -58,7 +58,7 @@ def main() -> None:
                         {"task": task_id, "start": start, "seed": seed, "readings": [r.__dict__ for r in readings]}
                     )
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        atomic_write_bytes(options.json, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

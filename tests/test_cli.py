@@ -210,7 +210,9 @@ def test_doctor_audits_every_blob(filled: Run, home: Path) -> None:
     blob.chmod(0o644)
     blob.write_bytes(bytes(data))
     code, out, _ = filled("doctor", "--json")
-    assert (code, json.loads(out)["ok"]) == (1, False)
+    report = json.loads(out)
+    assert (code, report["ok"]) == (1, False)
+    assert f"tv-{blob.name[:16]}" in next(c["detail"] for c in report["checks"] if c["name"] == "digests")
 
 
 @pytest.mark.parametrize(
@@ -262,9 +264,8 @@ def test_stopping_a_bulk_add_keeps_what_was_acknowledged(zoo: list[Path], home: 
             (copy / "task_card.json").unlink()
     program = [sys.executable, "-c", "from comgrad.cli.main import main; main()", "add", str(many)]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list((home / "blobs").glob("*/*")) and process.poll() is None:
+    while len(list((home / "blobs").glob("??/*"))) < 5 and process.poll() is None:
         time.sleep(0.01)
-    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -324,3 +325,45 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         assert code == 0
         assert "comgrad " + str(name) in out
         assert "--json" in out
+
+
+HOSTILE = "\x1b[2J=HYPERLINK(1)\u202e</script><script>alert(1)</script>"
+
+
+def test_hostile_names_drive_neither_terminal_nor_spreadsheet_nor_report() -> None:
+    from comgrad.atlas.layout import lay_out
+    from comgrad.atlas.picture import Point, as_html
+    from comgrad.cli.output import plain
+    from comgrad.workflows.comparing import _csv
+
+    shown = plain(HOSTILE)
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    sheet = _csv(["a", "b"], ["=1+1", "@SUM(A1)"], np.eye(2)).decode()
+    assert "'=1+1" in sheet
+    assert ",=1+1" not in sheet
+    assert ",@SUM" not in sheet
+    points = [Point(f"i{i}", HOSTILE, HOSTILE, HOSTILE) for i in range(4)]
+    assert "<script>alert(1)" not in as_html(lay_out(np.eye(4)), points, title=HOSTILE).decode()
+
+
+def test_a_description_cannot_pretend_to_be_another_field(run: Run, zoo: list[Path]) -> None:
+    assert run("add", zoo[0], "--name", "x", "--describe", "words\ndigest             0000")[0] == 0
+    lines = run("show", "x")[1].splitlines()
+    assert [line for line in lines if line.startswith("digest")] != []
+    assert not any("0000" in line for line in lines if line.startswith("digest"))
+
+
+@pytest.mark.parametrize("measure", ["cosine", "grassmann_l1", "overlap"])
+def test_maps_of_other_measures(filled: Run, tmp_path: Path, measure: str) -> None:
+    code, out, _ = filled("map", "--measure", measure, "-o", tmp_path / "m.svg", "--json")
+    assert code == 0
+    assert json.loads(out)["measure"] == measure
+    code, _, err = filled("map", "--measure", "projection", "-o", tmp_path / "n.svg")
+    assert code == 1
+    assert "a map needs a symmetric measure" in err
+
+
+def test_comparing_two_folders_makes_no_registry(run: Run, zoo: list[Path], home: Path) -> None:
+    assert run("compare", zoo[0], zoo[1])[0] == 0
+    assert not (home / "catalogue.sqlite").exists()

@@ -64,7 +64,7 @@ def test_bad_examples_are_refused(tmp_path: Path, line: str, message: str) -> No
         ({**CARD, "label_names": ["a"], "label_prompts": ["x"]}, r"1 label_names"),
         ({**CARD, "label_names": "ab"}, r"key 'label_names'; it must be a list"),
         ({**CARD, "description": " "}, r"has no description"),
-        ("[]", r"it is JSON, but no object"),
+        ("[]", r"it is not one JSON object"),
     ],
 )
 def test_bad_cards_are_refused(tmp_path: Path, card: object, message: str) -> None:

@@ -162,11 +162,8 @@ from comgrad.workflows.adding import AddRequest, add_paths
 from comgrad.workflows.registry import Registry
 Registry()  # the database is there already
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from comgrad.errors import ComgradError
-try:
-    add_paths([Path(sys.argv[1])], AddRequest())
-except ComgradError as error:
-    print("refused:", error.code, error)
+result = add_paths([Path(sys.argv[1])], AddRequest())
+print(result[0].status, result[0].error)
 """
 
 
@@ -179,7 +176,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_stored(zoo: list[Path], h
         env={**os.environ, "COMGRAD_HOME": str(home)},
         check=False,
     )
-    assert done.stdout.startswith("refused: "), done.stderr
+    assert done.stdout.startswith("refused {'code': "), done.stderr
     assert Registry().list() == []
     assert list(Registry().store.blobs.digests()) == []
 
@@ -191,3 +188,28 @@ def test_a_registry_that_cannot_be_made_is_one_clear_error(
     monkeypatch.setenv("COMGRAD_HOME", str(tmp_path / "file" / "registry"))
     with pytest.raises(ComgradError, match="file"):
         add_paths([zoo[0]], AddRequest())
+
+
+def test_a_base_named_here_and_seen_there_is_one_base(zoo: list[Path], tmp_path: Path) -> None:
+    from comgrad.types import BaseRef
+    from comgrad.vectors.task_vector import TaskVector
+    from comgrad.workflows.mapping import draw_map
+
+    seen = TaskVector.from_peft(zoo[0])
+    named = TaskVector(BaseRef(seen.base.name), TaskVector.from_peft(zoo[1]).tensors)
+    (tmp_path / "named").mkdir()
+    named.save(tmp_path / "named" / "vector.safetensors")
+    results = add_paths([zoo[0], zoo[2], tmp_path / "named"], AddRequest())
+    assert [r.status for r in results] == ["added"] * 3
+    assert all(len(r.neighbours) == 2 for r in results)
+    assert len(draw_map(tmp_path / "map.svg")["points"]) == 3
+
+
+def test_another_vectors_damage_does_not_hide_a_successful_add(zoo: list[Path]) -> None:
+    registry = Registry()
+    first = add_one(registry, zoo[0], AddRequest())
+    blob = registry.store.blob_path(first.id or "")
+    blob.unlink()
+    results = add_paths([zoo[1]], AddRequest())
+    assert results[0].status == "added"
+    assert any("its neighbours are not known" in w for w in results[0].warnings)

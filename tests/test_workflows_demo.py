@@ -18,7 +18,7 @@ def test_the_demo_does_the_whole_job(tmp_path: Path, home: Path) -> None:
     assert {"from zero", "from the description", "from the description and 64 examples"} == set(result["curves"])
     for readings in result["curves"].values():
         assert [r["step"] for r in readings] == [0, 1, 2]
-    assert result["mean_neighbour_same_family"] > 0.6
+    assert result["neighbours_of_same_family"] > 0.6
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "demo.json",
         "map.html",

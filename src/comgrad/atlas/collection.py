@@ -150,8 +150,8 @@ def _names_and_blocks(result: Gram) -> tuple[tuple[str, ...], Float[np.ndarray, 
 
 
 def _cache_file(cache: Path, members: Sequence[Member]) -> Path:
-    base = members[0].load().base
-    key = hashlib.sha256(f"{base.fingerprint or base.name}".encode()).hexdigest()[:16]
+    base = members[0].load().base  # the name, which a base keeps whether it was seen or only named; ids do the rest
+    key = hashlib.sha256(base.name.encode()).hexdigest()[:16]
     return cache / f"gram-{key}.npz"
 
 

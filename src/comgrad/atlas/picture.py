@@ -42,14 +42,14 @@ def figure(layout: Layout, points: Sequence[Point], *, title: str = "Map of task
                 x=[float(layout.positions[i, 0]) for i in at],
                 y=[float(layout.positions[i, 1]) for i in at],
                 mode="markers",
-                name=html.escape(family or "(no family)"),
+                name=html.escape(family or "(no family)", quote=False),
                 marker={"size": 11, "color": PALETTE[f % len(PALETTE)], "symbol": SYMBOLS[_shape(f)]},
                 text=[_hover(points[i], int(layout.clusters[i])) for i in at],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
     fig.update_layout(
-        title=html.escape(title),
+        title=html.escape(title, quote=False),
         template="plotly_white",
         height=640,
         margin={"l": 20, "r": 20, "t": 50, "b": 20},
@@ -66,8 +66,8 @@ def _shape(family: int) -> int:
 
 
 def _hover(point: Point, cluster: int) -> str:
-    words = "<br>".join(html.escape(line) for line in textwrap.wrap(point.description, 60)[:6])
-    return f"<b>{html.escape(point.name)}</b> · cluster {cluster}<br>{words}"
+    words = "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(point.description, 60)[:6])
+    return f"<b>{html.escape(point.name, quote=False)}</b> · cluster {cluster}<br>{words}"
 
 
 def as_html(layout: Layout, points: Sequence[Point], *, title: str = "Map of tasks") -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 
@@ -69,13 +68,16 @@ def main() -> None:
         app()
     except ComgradError as error:
         if "--json" in sys.argv:
-            typer.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
-        typer.echo(f"error: {plain(str(error))}", err=True)
+            typer.echo(json.dumps({"error": error.as_dict()}))
+        typer.echo(f"error: {plain(' '.join(str(error).split()))}", err=True)
         raise SystemExit(1) from None
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             typer.echo("stopped; what was finished is kept", err=True)
         raise
-    except BrokenPipeError:  # the reader of our output went away (a pager, head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+    except OSError as error:
+        what = f"'{error.filename}'" if error.filename else "the operating system"
+        typer.echo(
+            f"error: {plain(what)}; {plain(error.strerror or str(error))}; check the path and the disk", err=True
+        )
+        raise SystemExit(1) from None

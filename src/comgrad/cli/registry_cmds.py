@@ -50,10 +50,10 @@ def show(
         return
     for key, value in entry.as_dict(full=True).items():
         if key != "card":
-            say(f"{key:18} {cell(value)}")
+            say(f"{key:18} {_one_line(cell(value))}")
     for key, value in entry.card_dict().items():
         if key not in {"name", "description"}:
-            say(f"card.{key:13} {value}")
+            say(f"card.{key:13} {_one_line(str(value))}")
 
 
 def search(
@@ -94,6 +94,11 @@ def remove(
         emit_json({**entry.as_dict(), "status": "removed"})
     else:
         say(f"removed {entry.id} '{entry.name}'; the name stays taken")
+
+
+def _one_line(text: str) -> str:
+    """So that a description cannot pretend to be the next line."""
+    return " ".join(text.split())
 
 
 def _short(text: str, length: int = 70) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from comgrad.cli.output import AsJson, emit_json, note, say, table
+from comgrad.cli.output import AsJson, emit_json, say, table
 
 
 def register(app: typer.Typer) -> None:
@@ -47,5 +47,3 @@ def suggest(
         f"rule {result.rule}, confidence {result.confidence:.2f}, scale {result.scale:.3f}, energy kept {result.energy_kept:.3f}"
     )
     say(f"wrote {result.path}; load it with peft.PeftModel.from_pretrained(base, '{result.path}', is_trainable=True)")
-    for warning in result.warnings:
-        note(f"warning: {warning}")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from comgrad.weights.bases import resolve_base
+from comgrad.weights.fingerprint import fingerprint
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -19,6 +20,7 @@ class TextEncoder(Protocol):
     """Anything that turns texts into unit vectors, always the same ones for the same text."""
 
     name: str
+    digest: str
 
     def encode(self, texts: list[str]) -> Float[np.ndarray, "n d"]:
         """(n, d) fp32 rows of norm 1."""
@@ -28,7 +30,7 @@ class TextEncoder(Protocol):
 class SentenceEncoder:
     """A sentence-transformers model, frozen, in evaluation mode."""
 
-    def __init__(self, name: str, path: str, *, batch_size: int = 64) -> None:
+    def __init__(self, name: str, path: str, *, digest: str = "", batch_size: int = 64) -> None:
         logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
         from sentence_transformers import SentenceTransformer  # several seconds of imports: only when texts are encoded
         from transformers.utils.logging import disable_progress_bar
@@ -36,6 +38,7 @@ class SentenceEncoder:
         disable_progress_bar()  # a bar for loading one small file, on stderr, is no news
 
         self.name = name
+        self.digest = digest
         self._batch_size = batch_size
         self._model = SentenceTransformer(path, local_files_only=True)
 
@@ -58,4 +61,4 @@ def load_encoder(name: str = DEFAULT_ENCODER) -> TextEncoder:
         NotFound: the model is neither installed as a package, nor a folder, nor in the local hub cache.
     """
     base = resolve_base(name)
-    return SentenceEncoder(base.name, str(base.path))
+    return SentenceEncoder(base.name, str(base.path), digest=fingerprint(base.path).root)

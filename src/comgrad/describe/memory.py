@@ -11,18 +11,22 @@ from jaxtyping import Float
 from comgrad.describe.encoder import TextEncoder
 from comgrad.weights.derived import read_arrays, write_arrays
 
+MOST_REMEMBERED = 200_000
+
 
 def encode_cached(encoder: TextEncoder, texts: list[str], cache: Path | None) -> Float[np.ndarray, "n d"]:
     """(n, d) embeddings of the texts; only texts not seen before are encoded."""
     if cache is None:
         return encoder.encode(texts)
-    file = cache / f"embeddings-{hashlib.sha256(encoder.name.encode()).hexdigest()[:16]}.npz"
+    file = cache / f"embeddings-{hashlib.sha256(f'{encoder.name} {encoder.digest}'.encode()).hexdigest()[:16]}.npz"
     keys = [hashlib.sha256(t.encode()).hexdigest() for t in texts]
     known = _read(file)
     missing = {k: t for k, t in zip(keys, texts, strict=True) if k not in known}
     if missing:
         rows = encoder.encode(list(missing.values()))
-        known = {k: v for k, v in known.items() if k in set(keys)} | dict(zip(missing, rows, strict=True))
+        if len(known) > MOST_REMEMBERED:
+            known = {k: v for k, v in known.items() if k in set(keys)}
+        known |= dict(zip(missing, rows, strict=True))
         write_arrays(file, keys=np.array(list(known)), rows=np.stack(list(known.values())))
     return np.stack([known[k] for k in keys])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from comgrad.errors import ComgradError, NotFound
+from comgrad.weights.strict_json import read_json
 
 MAX_EXAMPLES_BYTES = 512 * 2**20
 MAX_LINE_CHARS = 1_000_000
@@ -67,7 +68,7 @@ def load_task(folder: Path) -> Task:
             "a task directory is described by its card",
             "write one with at least description, label_names and label_prompts",
         )
-    card = _json_object(card_path.read_text(encoding="utf-8"), str(card_path))
+    card = read_json(card_path)
     names, prompts = _strings(card, "label_names", card_path), _strings(card, "label_prompts", card_path)
     if len(names) != len(prompts) or len(names) < 2:
         raise ComgradError(
@@ -108,7 +109,7 @@ def _read_examples(path: Path, n_labels: int) -> list[Example]:
                     )
                 if line.strip():
                     out.append(_example(_json_object(line, f"{path}:{i}"), path, i, n_labels))
-    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (UnicodeDecodeError, OSError, zlib.error, EOFError) as error:
         raise ComgradError(
             f"'{path}'", f"it cannot be read as text ({error})", "write it again as UTF-8", code="bad-task"
         ) from error
@@ -133,7 +134,7 @@ def _bad(path: Path, line: int, why: str, remedy: str) -> ComgradError:
 def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ComgradError(f"'{where}'", f"it is no JSON ({error})", "mend it", code="bad-task") from error
     if not isinstance(value, dict):
         raise ComgradError(f"'{where}'", "it is JSON, but no object", "write {...}", code="bad-task")

@@ -1,4 +1,4 @@
-"""Fine-tuning on the loop of transformers: schedule, clipping, accumulation, checkpoints and resume are its own."""
+"""Fine-tuning on the loop of transformers: schedule, clipping and accumulation are its own."""
 
 from __future__ import annotations
 
@@ -102,6 +102,7 @@ def fine_tune(
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
+        use_cpu=next(model.parameters()).device.type == "cpu",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -30,8 +30,9 @@ Vector = Float[np.ndarray, "k"]
 class LeaveOneOut:
     """How a rule predicts each known vector from the others.
 
-    `error` is the mean over tasks of ‖τ_i − sτ̂_i‖²/‖τ_i‖² (1 is what predicting zero gets), `cosine` the mean cosine of
-    τ̂_i with τ_i, `scale` the s that minimises the error.
+    `scale` is the s that minimises Σ_i ‖τ_i − sτ̂_i‖²/‖τ_i‖². `error` is the mean of these terms (1 is what predicting
+    zero gets), each with the scale chosen without task i, so that it can exceed 1. `cosine` is the mean cosine of τ̂_i
+    with τ_i.
     """
 
     lam: float
@@ -93,13 +94,16 @@ def fit(embeddings: Float[np.ndarray, "k d"], gram: Matrix) -> RidgePredictor:
     mean = leave_one_out(kernel, gram, np.inf)
     ridges = [leave_one_out(kernel, gram, lam) for lam in LAMBDAS]
     best = min(ridges, key=lambda r: r.error)
-    gain = mean.per_task - best.per_task
-    clearly_better = gain.mean() > 2.0 * gain.std(ddof=1) / np.sqrt(K)
-    chosen = best if clearly_better else mean
-    rule: Literal["ridge", "mean", "zero"] = "ridge" if clearly_better else "mean"
-    if chosen.scale <= 0 or chosen.error >= 1.0:
+    chosen = best if _clearly(mean.per_task - best.per_task) else mean
+    rule: Literal["ridge", "mean", "zero"] = "mean" if chosen is mean else "ridge"
+    if not (chosen.scale > 0 and _clearly(1.0 - chosen.per_task)):
         rule = "zero"
     return RidgePredictor(embeddings, width, chosen, (mean, *ridges), rule)
+
+
+def _clearly(gain: Vector) -> bool:
+    """Whether a mean gain over tasks exceeds two standard errors; NaN never does."""
+    return bool(gain.mean() > 2.0 * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def leave_one_out(kernel: Matrix, gram: Matrix, lam: float) -> LeaveOneOut:
@@ -109,7 +113,8 @@ def leave_one_out(kernel: Matrix, gram: Matrix, lam: float) -> LeaveOneOut:
     dots = np.einsum("ij,ij->i", L, gram) / own  # ⟨τ̂_i, τ_i⟩ / ‖τ_i‖²
     sizes = np.einsum("ij,jk,ik->i", L, gram, L) / own  # ‖τ̂_i‖² / ‖τ_i‖²
     scale = float(dots.sum() / sizes.sum())
-    per_task = 1.0 - 2.0 * scale * dots + scale**2 * sizes
+    without = (dots.sum() - dots) / (sizes.sum() - sizes)  # the scale that the other tasks choose
+    per_task = 1.0 - 2.0 * without * dots + without**2 * sizes
     cosine = float(np.mean(dots / np.sqrt(np.maximum(sizes, 1e-300))))
     return LeaveOneOut(lam, scale, float(per_task.mean()), cosine, per_task)
 

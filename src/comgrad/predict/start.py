@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,10 +50,13 @@ def combination(vectors: Sequence[TaskVector], coefficients: Sequence[float]) ->
     return low if rest is None else low + rest
 
 
-def predicted_start(vector: TaskVector, rank: int) -> Start:
+def predicted_start(vector: TaskVector, rank: int, *, scale: float = 1.0) -> Start:
     """The prediction at one rank with balanced factors (U√Σ, √ΣVᵀ), so that both train at the same rate.
 
     Tensors that are no matrix cannot be part of an adapter and are left out; their energy counts as lost.
+
+    Args:
+        scale: α/r of the adapter written. It changes how fast training moves ΔW, not ΔW itself.
     """
     matrices = {n: d for n, d in vector.tensors.items() if d.is_matrix}
     whole = vector.inner(vector)
@@ -63,22 +66,33 @@ def predicted_start(vector: TaskVector, rank: int) -> Start:
         )
     small, kept = TaskVector(vector.base, matrices).compress(rank)
     part = TaskVector(vector.base, matrices)
-    return Start(small, kept * part.inner(part) / whole)
+    written: dict[str, Delta] = {}
+    for name, d in small.tensors.items():
+        assert isinstance(d, LowRank)
+        root = (d.scale / scale) ** 0.5
+        written[name] = replace(d, B=d.B * root, A=d.A * root, scale=scale)
+    return Start(TaskVector(vector.base, written), kept * part.inner(part) / whole)
 
 
-def zero_start(base: BaseRef, shapes: Mapping[str, Delta], rank: int, *, seed: int = 0) -> Start:
+def zero_start(base: BaseRef, shapes: Mapping[str, Delta], rank: int, *, scale: float = 1.0, seed: int = 0) -> Start:
     """ΔW = 0 as stock LoRA starts: B = 0 and A uniform in ±1/√n, drawn from the seed.
 
     Args:
-        shapes: deltas whose shape and orientation the adapter takes over.
+        shapes: deltas whose shape and orientation the adapter takes over; those that are no matrix are passed over.
+        scale: α/r of the adapter.
+
+    Raises:
+        ComgradError: no matrix among them.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Delta] = {}
-    for name, like in sorted(shapes.items()):
+    for name, like in sorted((n, d) for n, d in shapes.items() if d.is_matrix):
         m, n = matrix_shape(like)
         r = min(rank, m, n)
         A = (torch.rand((r, n), generator=generator) * 2 - 1) / n**0.5
-        tensors[name] = LowRank(B=torch.zeros(m, r), A=A, transposed=like.transposed)
+        tensors[name] = LowRank(B=torch.zeros(m, r), A=A, scale=scale, transposed=like.transposed)
+    if not tensors:
+        raise ComgradError("vectors without matrices", "an adapter holds matrices only", "add vectors that have some")
     return Start(TaskVector(base, tensors), 1.0)
 
 

@@ -68,6 +68,8 @@ class Catalogue:
         Raises:
             NotFound: no row (close names are suggested); (`removed`) it was removed; (`ambiguous`) several rows.
         """
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in key):  # bytes of a command line that are no text
+            raise NotFound(ascii(key), "it is no text, so nothing has that id or name", "see `comgrad list`")
         with self._transaction(write=False) as connection:
             found = self._find(connection, key, exact)
         if found.state == "removed" and not include_removed:

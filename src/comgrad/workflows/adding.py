@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from comgrad.errors import ComgradError, NotFound, StorageError
 from comgrad.registry.card import Card
 from comgrad.registry.models import Entry as NewEntry
 from comgrad.registry.models import Facts
-from comgrad.workflows.registry import Entry, Registry
+from comgrad.workflows.registry import Registry, by_base
 from comgrad.workflows.resolve import member, read_vector
 
 NEAR_DUPLICATE = 0.999
@@ -61,7 +60,7 @@ def add_paths(
 
     Raises:
         ComgradError: one name or description was given for several fine-tunes.
-        StorageError: the registry cannot be written.
+        StorageError: the registry cannot be opened. One that stops taking vectors on the way ends the list.
     """
     found = [p for path in paths for p in fine_tunes(path, request)]
     if len(found) > 1 and (request.name or request.describe):
@@ -76,13 +75,13 @@ def add_paths(
     for done, path in enumerate(found, 1):
         try:
             results.append(add_one(registry, path, request, neighbours=False))
-        except StorageError:
-            raise
         except ComgradError as error:
             results.append(Added(request.name or path.name, "refused", error=error.as_dict(), path=str(path)))
+            if isinstance(error, StorageError):
+                break  # the next one would meet the same disk; what was acknowledged is reported
         if progress:
             progress(done, len(found))
-    _look_around(registry, results)
+    _describe_surroundings(registry, results)
     return results
 
 
@@ -138,7 +137,7 @@ def add_one(registry: Registry, path: Path, request: AddRequest, *, neighbours: 
         warnings.append(f"already known as '{record.name}'; its description was kept")
     added = Added(record.name, result.status, record.id, warnings=warnings, path=str(path))
     if neighbours:
-        _look_around(registry, [added])
+        _describe_surroundings(registry, [added])
     return added
 
 
@@ -166,13 +165,20 @@ def _card_warnings(card: Card) -> list[str]:
     return out
 
 
+def _describe_surroundings(registry: Registry, results: list[Added]) -> None:
+    """Neighbours and warnings; another vector's damage is no reason to call a stored one refused."""
+    try:
+        _look_around(registry, results)
+    except ComgradError as error:
+        for r in results:
+            if r.id is not None:
+                r.warnings.append(f"its neighbours are not known: {error}")
+
+
 def _look_around(registry: Registry, results: list[Added]) -> None:
     """Neighbours and near-duplicates of what is in the registry now, one Gram matrix per base."""
     wanted = {r.id for r in results if r.id is not None}
-    by_base: dict[str, list[Entry]] = defaultdict(list)
-    for entry in registry.list():
-        by_base[entry.base_key].append(entry)
-    for entries in by_base.values():
+    for entries in by_base(registry.list()):
         if len(entries) < 2 or not wanted & {e.id for e in entries}:
             continue
         atlas = Collection.build([member(e) for e in entries], cache=registry.store.cache_dir)

@@ -18,11 +18,10 @@ from comgrad.describe.task import Task, load_task
 from comgrad.errors import NotFound
 from comgrad.evaluate.classifier import Bench
 from comgrad.finetune.loop import TrainSpec
-from comgrad.predict.start import zero_start
 from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import resolve_base
-from comgrad.weights.storage import atomic_write_bytes
+from comgrad.weights.storage import atomic_write_bytes, storage_error
 from comgrad.workflows.adding import Added, AddRequest, add_paths
 from comgrad.workflows.mapping import write_picture
 from comgrad.workflows.registry import Registry
@@ -74,7 +73,10 @@ def run_demo(out: Path, *, task_id: str = "banking-intent", steps: int = 40, say
             f"the task '{task_id}'", "the demo has no such task", f"choose one of: {', '.join(held_out_tasks())}"
         )
     task = load_task(starter("tasks", task_id))
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(out, error) from error
     registry = Registry(out / "registry")
     added = _fill(registry, say)
     known = Known.of(collection(registry), cache=registry.store.cache_dir)
@@ -131,8 +133,7 @@ def _suggest(known: Known, task_id: str, task: Task, out: Path, say: Say) -> dic
 def _train(
     known: Known, task: Task, suggestions: dict[str, Suggestion], steps: int, say: Say
 ) -> dict[str, list[Reading]]:
-    rank = known.usual_rank()
-    zero = zero_start(known.base, dict(known.vectors[0].tensors), rank).vector
+    zero = known.zero_start(known.usual_rank()).vector
     starts: dict[str, TaskVector] = {"from zero": zero, **{n: s.vector for n, s in suggestions.items()}}
     bench = Bench.open(resolve_base(known.base.name))
     say(f"\n5. fine-tune with {steps} steps from each start (test loss in nats, accuracy)")
@@ -153,7 +154,7 @@ def _summary(result: DemoResult, report: Path) -> dict[str, Any]:
         "stress": result.layout.stress,
         "suggestions": {n: s.as_dict() for n, s in result.suggestions.items()},
         "curves": {n: [dict(r.__dict__) for r in rs] for n, rs in result.curves.items()},
-        "mean_neighbour_same_family": _same_family(result),
+        "neighbours_of_same_family": _same_family(result),
     }
 
 

@@ -77,6 +77,6 @@ def similarity(atlas: Collection, measure: str) -> np.ndarray[Any, np.dtype[np.f
         raise ComgradError(
             f"the measure '{measure}'", "it is undefined for some pairs here", "use centred_cosine", code="undefined"
         )
-    signed = values if MEASURES[measure].higher_is_nearer else -values
-    scale = float(np.abs(signed[~np.eye(len(signed), dtype=bool)]).max()) or 1.0
-    return signed / scale
+    others = np.abs(values[~np.eye(len(values), dtype=bool)])
+    scale = float(others.max(initial=0.0)) or 1.0
+    return values / scale if MEASURES[measure].higher_is_nearer else 1.0 - values / scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,23 +65,23 @@ def merge_to(
     elif merged.kind == "lowrank":
         from comgrad.vectors.peft_write import write_peft
 
-        write_peft(merged, out, extra_files={"task_card.json": _card(refs, request)})
+        write_peft(merged, out, extra_files={"task_card.json": _card(refs, request, merged.base.name)})
     else:
         with atomic_directory(out) as folder:
             merged.save(folder / VECTOR_FILE)
-            atomic_write_bytes(folder / "task_card.json", _card(refs, request))
+            atomic_write_bytes(folder / "task_card.json", _card(refs, request, merged.base.name))
     return Merged(str(out), request.method, kept, merged.rank, warnings)
 
 
-def _card(refs: Sequence[str], request: MergeRequest) -> bytes:
+def _card(refs: Sequence[str], request: MergeRequest, base: str) -> bytes:
     """A card that names the parents."""
-    registry = Registry()
     parents = []
     weights = request.weights or (1.0,) * len(refs)
-    for ref, weight in zip(refs, weights, strict=False):
-        identity = ref
-        if not Path(ref).exists():
-            identity = registry.get(ref).id
-        parents.append({"id": identity[:200], "role": "merge", "coefficient": weight * request.scale})
-    card = {"schema": 1, "description": "", "notes": f"merged by {request.method}", "parents": parents}
+    share = request.scale / (math.fsum(weights) if request.method == "mean" else 1.0)
+    for ref, weight in zip(refs, weights, strict=True):
+        path = Path(ref)
+        identity = path.resolve().name if path.exists() else Registry().get(ref).id
+        parents.append({"id": identity[:200], "role": "merge", "coefficient": weight * share})
+    notes = f"merged by {request.method}" + (f", recompressed to rank {request.rank}" if request.rank else "")
+    card = {"schema": 1, "description": "", "base_model": base, "notes": notes, "parents": parents}
     return (json.dumps(card, ensure_ascii=False, indent=1) + "\n").encode()

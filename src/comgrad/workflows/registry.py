@@ -45,11 +45,6 @@ class Entry:
         return self.record.facts.base.name
 
     @property
-    def base_key(self) -> str:
-        """What two entries over one base share: the fingerprint, or the name where none is known."""
-        return self.record.facts.base.fingerprint or self.record.facts.base.name
-
-    @property
     def kind(self) -> str:
         return self.record.facts.kind
 
@@ -142,6 +137,26 @@ class Registry:
     def remove(self, ref: str, *, reason: str = "") -> Entry:
         """Remove an entry; its name stays taken. Raises NotFound."""
         return Entry(self.store.remove(ref, reason), self.store)
+
+
+def by_base(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The entries in groups over one base each.
+
+    An entry whose base was only named belongs to the one seen base of that name; where two bases were seen under one
+    name, or none was, those that were only named stand apart.
+    """
+    seen: dict[str, set[str]] = {}
+    for e in entries:
+        base = e.record.facts.base
+        if base.fingerprint:
+            seen.setdefault(base.name, set()).add(base.fingerprint)
+    groups: dict[str, list[Entry]] = {}
+    for e in entries:
+        base = e.record.facts.base
+        known = seen.get(base.name, set())
+        key = base.fingerprint or (next(iter(known)) if len(known) == 1 else f"name {base.name}")
+        groups.setdefault(key, []).append(e)
+    return list(groups.values())
 
 
 def _base_names(entry: Entry) -> tuple[str | None, ...]:

@@ -69,7 +69,7 @@ def _curves(curves: dict[str, Any]) -> Any:
                 go.Scatter(
                     x=[r.step for r in readings],
                     y=[getattr(r, key) for r in readings],
-                    name=html.escape(name),
+                    name=html.escape(name, quote=False),
                     mode="lines+markers",
                     line=line,
                     showlegend=col == 1,

@@ -8,7 +8,7 @@ from pathlib import Path
 from comgrad.atlas.collection import Collection, Member
 from comgrad.errors import BaseMismatch, ComgradError, NotFound
 from comgrad.vectors.task_vector import TaskVector
-from comgrad.workflows.registry import Entry, Registry
+from comgrad.workflows.registry import Entry, Registry, by_base
 
 VECTOR_FILE = "vector.safetensors"
 
@@ -60,8 +60,7 @@ def open_vector(ref: str, registry: Registry | None = None, *, base: str | None 
 
 def open_vectors(refs: Sequence[str], *, base: str | None = None) -> list[TaskVector]:
     """Several vectors over one base. Raises BaseMismatch naming the two that differ."""
-    registry = Registry()
-    found = [open_vector(r, registry, base=base) for r in refs]
+    found = [open_vector(r, base=base) for r in refs]
     for ref, vector in zip(refs[1:], found[1:], strict=True):
         found[0].base.joined(vector.base, what=f"'{refs[0]}' and '{ref}'")
     return found
@@ -81,12 +80,13 @@ def one_base(entries: Sequence[Entry], base: str | None) -> list[Entry]:
             "add adapters with: comgrad add PATH",
             code="empty-registry",
         )
-    bases = {e.base_key: e.base for e in entries}
-    if len(bases) > 1:
+    groups = by_base(entries)
+    if len(groups) > 1:
+        labels = sorted(max((e.record.facts.base for e in g), key=lambda b: b.fingerprint or "").label for g in groups)
         raise BaseMismatch(
-            f"a registry with vectors over {len(bases)} bases ({', '.join(sorted(set(bases.values())))})",
+            f"a registry with vectors over {len(groups)} bases ({', '.join(labels)})",
             "vectors of different bases cannot be compared or added",
-            "choose one with --base",
+            "choose one with --base: its name, or its whole fingerprint (comgrad show ID)",
             code="several-bases",
         )
     return list(entries)

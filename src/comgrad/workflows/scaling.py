@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 from comgrad.describe.task import load_task
@@ -23,7 +24,8 @@ def best_factor(direction: TaskVector, task_dir: Path, *, usual_norm: float) -> 
         ComgradError: fewer than eight training examples.
     """
     task = load_task(task_dir)
-    examples = task.split("train")[:MOST]
+    train = task.split("train")
+    examples = random.Random(0).sample(train, min(MOST, len(train)))  # a file may be sorted by label
     if len(examples) < FEWEST:
         raise ComgradError(
             f"{len(examples)} training examples",

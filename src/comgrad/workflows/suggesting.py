@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from comgrad.errors import ComgradError
 from comgrad.predict.ridge import RidgePredictor, fit, left_out_confidence
 from comgrad.predict.start import Start, combination, predicted_start, trainable_ranks, zero_start
 from comgrad.types import BaseRef
-from comgrad.vectors.delta import Delta
+from comgrad.vectors.delta import LowRank
 from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.storage import check_free
@@ -27,6 +27,7 @@ from comgrad.workflows.resolve import collection
 from comgrad.workflows.searching import checked_description
 
 UNLIKE_QUANTILE = 0.05
+FEWEST = 3
 DEFAULT_RANK = 8
 
 
@@ -54,7 +55,6 @@ class Suggestion:
     energy_kept: float
     base: str
     path: str = ""
-    warnings: list[str] = field(default_factory=list)
 
     @property
     def trainable(self) -> dict[str, int]:
@@ -62,7 +62,7 @@ class Suggestion:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON output."""
-        keys = ("abstained", "reason", "rule", "confidence", "scale", "energy_kept", "base", "path", "warnings")
+        keys = ("abstained", "reason", "rule", "confidence", "scale", "energy_kept", "base", "path")
         shown = {k: getattr(self, k) for k in keys}
         return shown | {"sources": [dict(s.__dict__) for s in self.sources], "trainable": self.trainable}
 
@@ -109,6 +109,16 @@ class Known:
         ranks = Counter(v.rank for v in self.vectors if v.rank)
         return int(ranks.most_common(1)[0][0]) if ranks else DEFAULT_RANK
 
+    def usual_scale(self) -> float:
+        """The α/r most of the vectors were trained with; it sets how far one training step moves ΔW."""
+        scales = Counter(d.scale for v in self.vectors for d in v.tensors.values() if isinstance(d, LowRank))
+        positive = [(n, s) for s, n in scales.items() if s > 0]
+        return float(max(positive)[1]) if positive else 1.0
+
+    def zero_start(self, rank: int) -> Start:
+        """A plain zero start of the shape and scale the known vectors have."""
+        return zero_start(self.base, self.vectors[0].tensors, rank, scale=self.usual_scale())
+
     def usual_norm(self) -> float:
         """The median of the vectors' norms."""
         return float(np.median(np.sqrt(np.maximum(np.diag(self.atlas.gram), 0.0))))
@@ -141,14 +151,14 @@ def predict(known: Known, text: str, *, rank: int | None = None, task_dir: Path 
     """The suggestion, not yet written."""
     description = checked_description(text)
     e = load_encoder().encode([description])[0].astype(np.float64)
-    rank = rank or known.usual_rank()
+    rank = known.usual_rank() if rank is None else rank
     coefficients = known.predictor.coefficients(e)
     confidence = known.predictor.confidence(e)
     reason = _why_abstain(known, confidence)
     if reason:
         return _abstention(known, description, reason, confidence, rank)
     whole = combination(known.vectors, coefficients.tolist())
-    start = predicted_start(whole, rank)
+    start = predicted_start(whole, rank, scale=known.usual_scale())
     factor = 1.0
     if task_dir is not None:
         from comgrad.workflows.scaling import best_factor
@@ -162,7 +172,7 @@ def predict(known: Known, text: str, *, rank: int | None = None, task_dir: Path 
                 confidence,
                 rank,
             )
-        start = predicted_start(whole * factor, rank)
+        start = predicted_start(whole * factor, rank, scale=known.usual_scale())
     coefficients = coefficients * factor
     order = np.argsort(-np.abs(coefficients), kind="stable")
     sources = [
@@ -186,6 +196,8 @@ def predict(known: Known, text: str, *, rank: int | None = None, task_dir: Path 
 
 
 def _why_abstain(known: Known, confidence: float) -> str:
+    if len(known.atlas.members) < FEWEST:
+        return f"fewer than {FEWEST} described vectors are known."
     if known.predictor.rule == "zero":
         return "left out one by one, the known vectors are not predicted better than by zero."
     floor = float(np.quantile(left_out_confidence(known.predictor), UNLIKE_QUANTILE))
@@ -195,8 +207,7 @@ def _why_abstain(known: Known, confidence: float) -> str:
 
 
 def _abstention(known: Known, description: str, reason: str, confidence: float, rank: int) -> Suggestion:
-    shapes: dict[str, Delta] = {n: d for n, d in known.vectors[0].tensors.items() if d.is_matrix}
-    start: Start = zero_start(known.base, shapes, rank)
+    start = known.zero_start(rank)
     return Suggestion(
         description, True, reason, "zero", confidence, 0.0, [], start.vector, start.energy_kept, known.base.name
     )
