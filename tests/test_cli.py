@@ -77,6 +77,13 @@ def test_add_takes_a_folder_of_adapters_and_keeps_the_good_ones(run: Run, zoo: l
     assert len(json.loads(run("list", "--json")[1])) == 2
 
 
+def test_a_missing_path_is_a_refused_row(run: Run) -> None:
+    code, out, err = run("add", "no/such/place", "--json")
+    assert code == 1
+    assert json.loads(out)[0]["status"] == "refused"
+    assert err == "error: 'no/such/place'; there is nothing at that path; check the spelling\n"
+
+
 def test_describe_and_name_are_kept(run: Run, zoo: list[Path]) -> None:
     assert run("add", zoo[0], "--describe", "Tell jokes from news", "--name", "jokes")[0] == 0
     shown = json.loads(run("show", "jokes", "--json")[1])
@@ -220,7 +227,6 @@ def test_doctor_audits_every_blob(filled: Run, home: Path) -> None:
     [
         (["show", "nothing"], "nothing"),
         (["compare", "a", "b"], "'a'"),
-        (["add", "no/such/place"], "there is nothing at that path"),
         (["map", "-o", "x.png"], "an empty registry|no vectors"),
         (["map", "-o", "x.bmp"], r"\.html, \.png or \.svg"),
         (["matrix", "-o", "x.npz", "--measure", "love"], "choose one of"),

@@ -220,3 +220,11 @@ def test_kind_and_rank() -> None:
     assert TaskVector(BASE, {"x": low}).kind == "lowrank" and TaskVector(BASE, {"x": low}).rank == 1
     assert TaskVector(BASE, {"x": low, "y": dense}).kind == "dense" and TaskVector(BASE, {"y": dense}).rank is None
     assert _delta.coarser(torch.bfloat16, torch.float16) == torch.bfloat16
+
+
+def test_sum_and_foreign_operands() -> None:
+    tau = TaskVector(BaseRef("b"), {"w": LowRank(torch.ones(3, 1), torch.ones(1, 2))})
+    torch.testing.assert_close(sum([tau, tau, tau]).tensors["w"].dense(), 3 * tau.tensors["w"].dense())  # type: ignore[union-attr]
+    with pytest.raises(TypeError):
+        tau + 1  # type: ignore[operator]
+    assert repr(tau) == "TaskVector(1 tensors over 'b' (not verified))"

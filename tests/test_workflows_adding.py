@@ -113,6 +113,7 @@ def test_a_base_of_other_shapes_is_refused(adapter: Path, tmp_path: Path) -> Non
 
 def test_an_unknown_base_is_kept_as_declared_and_kept_apart(adapter: Path, zoo: list[Path]) -> None:
     change_config(adapter, base_model_name_or_path="no-such/base")
+    (adapter / "task_card.json").unlink()
     results = add_paths([adapter, zoo[1]], AddRequest())
     assert [r.status for r in results] == ["added", "added"]
     assert [len(r.neighbours) for r in results] == [0, 0]  # vectors of two bases are never compared
@@ -124,8 +125,28 @@ def test_an_unknown_base_is_kept_as_declared_and_kept_apart(adapter: Path, zoo: 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ComgradError, match="the folder is empty"):
-        add_paths([tmp_path / "empty"], AddRequest())
+    result = add_paths([tmp_path / "empty"], AddRequest())[0]
+    assert (result.status, (result.error or {})["code"]) == ("refused", "empty-directory")
+
+
+def test_one_missing_path_does_not_keep_the_others_out(zoo: list[Path], tmp_path: Path) -> None:
+    results = add_paths([tmp_path / "nope", zoo[0]], AddRequest())
+    assert [r.status for r in results] == ["refused", "added"]
+
+
+def test_a_card_of_another_base_than_the_configuration_is_refused(adapter: Path) -> None:
+    change_config(adapter, base_model_name_or_path="bert-base-uncased")
+    with pytest.raises(ComgradError, match="names the base 'bert-base-uncased' and its card names") as refusal:
+        add_one(Registry(), adapter, AddRequest())
+    assert refusal.value.code == "base-contradiction"
+    assert Registry().list() == []
+
+
+def test_a_new_name_for_known_bytes_is_not_taken_silently(zoo: list[Path]) -> None:
+    add_paths([zoo[0]], AddRequest())
+    again = add_paths([zoo[0]], AddRequest(name="another"))[0]
+    assert (again.status, again.name) == ("exists", zoo[0].name)
+    assert any("its name and description were kept" in w for w in again.warnings)
 
 
 def test_one_name_for_many_is_refused(zoo: list[Path]) -> None:

@@ -134,6 +134,21 @@ def test_a_harmful_direction_gets_scale_zero(known: Known, tasks: list[Path]) ->
     pytest.fail("no direction was refused")
 
 
+def test_a_checkpoint_among_the_sources_does_not_widen_the_adapter(known: Known) -> None:
+    wide = TaskVector(
+        known.base, {**known.vectors[0].tensors, "embeddings.word_embeddings.weight": Dense(torch.ones(7, 5))}
+    )
+    assert set(known.trainable_part(wide).tensors) == set(known.vectors[0].tensors)
+
+
+def test_examples_are_used_when_words_alone_would_not_do(known: Known, tasks: list[Path], tmp_path: Path) -> None:
+    assert predict(known, "bank").abstained
+    helped = predict(known, "bank", task_dir=tasks[2])
+    assert not helped.abstained or "on the examples given" in helped.reason
+    with pytest.raises(ComgradError, match="holds no task_card.json"):
+        predict(known, "bank", task_dir=tmp_path)
+
+
 def test_too_few_examples_are_refused(known: Known, tmp_path: Path, tasks: list[Path]) -> None:
     shutil.copy(tasks[0] / "task_card.json", tmp_path)
     (tmp_path / "examples.jsonl").write_text('{"text": "x", "label": 0}\n' * 3)
@@ -164,6 +179,7 @@ def test_two_bases_must_be_chosen_between(zoo: list[Path], tmp_path: Path) -> No
     other = Path(shutil.copytree(zoo[0], tmp_path / "other"))
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "some/other-base"}))
+    (other / "task_card.json").write_text(json.dumps({"schema": 1, "description": "Another task"}))
     add_paths([other, *zoo[1:5]], AddRequest())
     with pytest.raises(BaseMismatch, match="vectors over 2 bases.*choose one with --base"):
         suggest(TEXT, tmp_path / "start")

@@ -37,7 +37,7 @@ class Deferred(Mapping[str, Delta]):
         return len(self._names)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TaskVector:
     """τ = θ_t − θ₀ over one base.
 
@@ -57,6 +57,9 @@ class TaskVector:
             raise ComgradError("a task vector with no tensors", "there is nothing to compare or add", "check the file")
         if not isinstance(self.tensors, Deferred):
             object.__setattr__(self, "tensors", MappingProxyType(dict(sorted(self.tensors.items()))))
+
+    def __repr__(self) -> str:
+        return f"TaskVector({len(self.tensors)} tensors over {self.base.label})"
 
     # -- reading and writing -------------------------------------------------------------------------------------
     @classmethod
@@ -101,6 +104,8 @@ class TaskVector:
     # -- the vector space ----------------------------------------------------------------------------------------
     def __add__(self, other: TaskVector) -> TaskVector:
         """τ₁ + τ₂; absent tensors count as zero. Raises BaseMismatch, ShapeMismatch."""
+        if not isinstance(other, TaskVector):
+            return NotImplemented
         base = self.base.joined(other.base)
 
         def term(name: str) -> Delta:
@@ -114,6 +119,10 @@ class TaskVector:
 
         names = tuple(sorted({*self.tensors, *other.tensors}))
         return TaskVector(base, like(names, term, self.tensors, other.tensors))
+
+    def __radd__(self, other: object) -> TaskVector:
+        """0 + τ, so that `sum` works."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __mul__(self, c: float) -> TaskVector:
         """c·τ."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from comgrad.atlas.collection import Collection
-from comgrad.errors import ComgradError, NotFound, StorageError
+from comgrad.errors import BaseMismatch, ComgradError, NotFound, StorageError
 from comgrad.registry.card import Card
 from comgrad.registry.models import Entry as NewEntry
 from comgrad.registry.models import Facts
+from comgrad.vectors.task_vector import TaskVector
 from comgrad.workflows.registry import Registry, by_base
 from comgrad.workflows.resolve import member, read_vector
 
@@ -62,7 +63,13 @@ def add_paths(
         ComgradError: one name or description was given for several fine-tunes.
         StorageError: the registry cannot be opened. One that stops taking vectors on the way ends the list.
     """
-    found = [p for path in paths for p in fine_tunes(path, request)]
+    results: list[Added] = []
+    found: list[Path] = []
+    for path in paths:
+        try:
+            found += fine_tunes(path, request)
+        except NotFound as error:
+            results.append(_refusal(request.name or path.name, path, error))
     if len(found) > 1 and (request.name or request.describe):
         raise ComgradError(
             f"one name or description for {len(found)} fine-tunes",
@@ -71,18 +78,21 @@ def add_paths(
             code="ambiguous-card",
         )
     registry = registry or Registry()
-    results: list[Added] = []
     for done, path in enumerate(found, 1):
         try:
             results.append(add_one(registry, path, request, neighbours=False))
         except ComgradError as error:
-            results.append(Added(request.name or path.name, "refused", error=error.as_dict(), path=str(path)))
+            results.append(_refusal(request.name or path.name, path, error))
             if isinstance(error, StorageError):
                 break  # the next one would meet the same disk; what was acknowledged is reported
         if progress:
             progress(done, len(found))
     _describe_surroundings(registry, results)
     return results
+
+
+def _refusal(name: str, path: Path, error: ComgradError) -> Added:
+    return Added(name, "refused", error=error.as_dict(), path=str(path))
 
 
 def fine_tunes(path: Path, request: AddRequest) -> list[Path]:
@@ -120,7 +130,8 @@ def add_one(registry: Registry, path: Path, request: AddRequest, *, neighbours: 
     """
     card = _card(path, request)
     vector = read_vector(path, base=request.base or _trained_on(path, card), drop_heads=request.drop_heads)
-    warnings = [*vector.warnings, *_card_warnings(card)]
+    if request.base is None:  # a base the user named wins
+        _check_claimed_base(path, card, vector)
     name = request.name or card.task_id or card.name or path.resolve().name
     with tempfile.TemporaryDirectory(prefix="comgrad-") as folder:
         blob = Path(folder) / "vector.safetensors"
@@ -133,8 +144,11 @@ def add_one(registry: Registry, path: Path, request: AddRequest, *, neighbours: 
         result = registry.store.add(NewEntry(blob=blob, card=card, facts=facts, name=name), restore=request.restore)
     record = result.record
     assert record is not None  # only add_many returns refusals as values
-    if result.status == "exists" and record.description != card.description and card.description:
-        warnings.append(f"already known as '{record.name}'; its description was kept")
+    warnings = list(vector.warnings)
+    if result.status == "added":
+        warnings += _card_warnings(card, vector)
+    elif (card.description and record.description != card.description) or name != record.name:
+        warnings.append(f"the same vector is known as '{record.name}'; its name and description were kept")
     added = Added(record.name, result.status, record.id, warnings=warnings, path=str(path))
     if neighbours:
         _describe_surroundings(registry, [added])
@@ -156,11 +170,23 @@ def _card(path: Path, request: AddRequest) -> Card:
     return card.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
-def _card_warnings(card: Card) -> list[str]:
+def _check_claimed_base(path: Path, card: Card, vector: TaskVector) -> None:
+    """Refuse a card that names another base than the weights' own configuration: one of the two is wrong."""
+    claimed, found = (name.rsplit("/", 1)[-1].casefold() for name in (card.base_model, vector.base.name))
+    if card.base_model and claimed != found:
+        raise BaseMismatch(
+            f"'{path}'",
+            f"its configuration names the base '{vector.base.name}' and its card names '{card.base_model}'",
+            "correct the one that is wrong, or name the base with --base",
+            code="base-contradiction",
+        )
+
+
+def _card_warnings(card: Card, vector: TaskVector) -> list[str]:
     out = []
     if not card.description.strip():
         out.append("no description: it cannot be found or used for suggestions; add one with --describe")
-    if card.training is None or card.training.a_seed is None:
+    if vector.kind == "lowrank" and (card.training is None or card.training.a_seed is None):
         out.append("the seed of its A factors is unknown: cosines with vectors of another seed mostly measure the seed")
     return out
 

@@ -57,7 +57,8 @@ def merge_to(
     kept = 1.0
     if request.rank is not None:
         merged, kept = merged.compress(request.rank)
-    warnings = [f"{r}: {w}" for r, v in zip(refs, vectors, strict=True) for w in v.warnings]
+    zero = ["the merge is zero: its vectors cancel"] if merged.norm() == 0.0 else []
+    warnings = zero + [f"{r}: {w}" for r, v in zip(refs, vectors, strict=True) for w in v.warnings]
     if request.to is not None:
         from comgrad.vectors.checkpoints import apply
 

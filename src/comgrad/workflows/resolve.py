@@ -45,6 +45,8 @@ def _looks_like_adapter(path: Path) -> bool:
 
 def open_vector(ref: str, registry: Registry | None = None, *, base: str | None = None) -> TaskVector:
     """The vector a user means by `ref`: a path when there is one, else a registry id or name."""
+    if not ref.strip():
+        raise NotFound("an empty name", "it names no vector", "give an id, a name or a path")
     path = Path(ref).expanduser()
     if path.exists():
         return read_vector(path, base=base)

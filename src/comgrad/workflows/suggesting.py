@@ -14,6 +14,7 @@ import numpy as np
 from comgrad.atlas.collection import Collection
 from comgrad.describe.encoder import load_encoder
 from comgrad.describe.memory import encode_cached
+from comgrad.describe.task import load_task
 from comgrad.errors import ComgradError
 from comgrad.predict.ridge import RidgePredictor, fit, left_out_confidence
 from comgrad.predict.start import Start, combination, predicted_start, trainable_ranks, zero_start
@@ -119,6 +120,13 @@ class Known:
         """A plain zero start of the shape and scale the known vectors have."""
         return zero_start(self.base, self.vectors[0].tensors, rank, scale=self.usual_scale())
 
+    def trainable_part(self, vector: TaskVector) -> TaskVector:
+        """The tensors that known adapters train, when adapters are known: a full checkpoint among the sources does
+        not make the next adapter train everything."""
+        names = {n for v in self.vectors if v.kind == "lowrank" for n in v.tensors}
+        kept = {n: d for n, d in vector.tensors.items() if n in names}
+        return TaskVector(vector.base, kept) if kept else vector
+
     def usual_norm(self) -> float:
         """The median of the vectors' norms."""
         return float(np.median(np.sqrt(np.maximum(np.diag(self.atlas.gram), 0.0))))
@@ -154,10 +162,12 @@ def predict(known: Known, text: str, *, rank: int | None = None, task_dir: Path 
     rank = known.usual_rank() if rank is None else rank
     coefficients = known.predictor.coefficients(e)
     confidence = known.predictor.confidence(e)
-    reason = _why_abstain(known, confidence)
+    if task_dir is not None:
+        load_task(task_dir)  # a folder that cannot be read is refused whatever the words say
+    reason = _why_abstain(known, confidence, guarded=task_dir is not None)
     if reason:
         return _abstention(known, description, reason, confidence, rank)
-    whole = combination(known.vectors, coefficients.tolist())
+    whole = known.trainable_part(combination(known.vectors, coefficients.tolist()))
     start = predicted_start(whole, rank, scale=known.usual_scale())
     factor = 1.0
     if task_dir is not None:
@@ -195,13 +205,14 @@ def predict(known: Known, text: str, *, rank: int | None = None, task_dir: Path 
     )
 
 
-def _why_abstain(known: Known, confidence: float) -> str:
+def _why_abstain(known: Known, confidence: float, *, guarded: bool) -> str:
+    """Empty, or why there is no prediction. Labelled examples guard against unlike words: zero is one of their choices."""
     if len(known.atlas.members) < FEWEST:
         return f"fewer than {FEWEST} described vectors are known."
     if known.predictor.rule == "zero":
         return "left out one by one, the known vectors are not predicted better than by zero."
     floor = float(np.quantile(left_out_confidence(known.predictor), UNLIKE_QUANTILE))
-    if confidence < floor:
+    if confidence < floor and not guarded:
         return f"the description is unlike the known ones (confidence {confidence:.3f}; 95 % of known tasks have at least {floor:.3f})."
     return ""
 
