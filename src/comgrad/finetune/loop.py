@@ -60,7 +60,7 @@ def fine_tune(
     Raises:
         ComgradError: no trainable parameter, or a loss that is not finite.
     """
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer
 
     if not any(p.requires_grad for p in model.parameters()):
         raise ComgradError(
@@ -70,6 +70,31 @@ def fine_tune(
             code="nothing-to-train",
         )
     losses: list[tuple[int, float]] = []
+
+    if probe is not None:
+        probe(0)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(spec, out, model),
+        train_dataset=list(rows),
+        data_collator=collate,
+        callbacks=[_watch(losses, probe, probe_at)],
+    )
+    _quiet(trainer)
+    trainer.train()
+    return losses
+
+
+def _quiet(trainer: Any) -> None:
+    """Trainer prints every log line to stdout, where a command's result belongs."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _watch(losses: list[tuple[int, float]], probe: Callable[[int], None] | None, probe_at: Sequence[int]) -> Any:
+    """A callback of the loop: keeps every step's loss, stops at one that is not finite, calls the probe."""
+    from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -87,7 +112,14 @@ def fine_tune(
             if probe is not None and state.global_step in probe_at:
                 probe(state.global_step)
 
-    arguments = TrainingArguments(
+    return Watch()
+
+
+def _arguments(spec: TrainSpec, out: Path, model: nn.Module) -> Any:
+    """The recipe in the loop's own terms; it runs on the device the model is on."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
         output_dir=str(out),
         max_steps=spec.steps,
         per_device_train_batch_size=spec.batch_size,
@@ -107,16 +139,3 @@ def fine_tune(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    if probe is not None:
-        probe(0)
-    trainer = Trainer(model=model, args=arguments, train_dataset=list(rows), data_collator=collate, callbacks=[Watch()])
-    _quiet(trainer)
-    trainer.train()
-    return losses
-
-
-def _quiet(trainer: Any) -> None:
-    """Trainer prints every log line to stdout, where a command's result belongs."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
