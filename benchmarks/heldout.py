@@ -19,10 +19,11 @@ from comgrad.weights.bases import resolve_base
 from comgrad.weights.storage import atomic_write_bytes
 from comgrad.workflows.adding import AddRequest, add_paths
 from comgrad.workflows.demo import held_out_tasks, starter
+from comgrad.workflows.known import Known
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import collection
 from comgrad.workflows.starting import run_starts
-from comgrad.workflows.suggesting import Known, predict
+from comgrad.workflows.suggesting import predict
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import alembic.command  # noqa: F401 - imported before forking, so that each chi
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from comgrad.registry.card import Card
+from comgrad.registry.gradients import GradientEntry, GradientFacts
 from comgrad.registry.models import AddResult, Entry, Facts
 from comgrad.registry.store import Store
 from comgrad.types import BaseRef
@@ -29,6 +30,8 @@ CALLS = ("open", "write", "fsync", "fchmod", "close", "mkdir", "replace", "unlin
 FACTS = Facts(BaseRef("m"), "lowrank", 2, 1.0)
 A = Entry(b"a" * 5_000, Card.make(name="first", description="one"), FACTS)
 B = Entry(b"b" * 5_000, Card.make(name="second", description="two"), FACTS)
+HOW = GradientFacts(160, 0.6, 0.7, 16, 0.95, "0" * 64, BaseRef("m"))
+G, H = (GradientEntry(letter * 3_000, HOW) for letter in (b"g", b"h"))
 
 
 class Killer:
@@ -72,14 +75,18 @@ def row_first(store: Store, entry: Entry, name: str, digest: str, restore: bool)
 
 
 def scenario(folder: Path, say: Callable[[str], None]) -> None:
-    """Every operation that writes: set up, add, add another, remove, restore, add again."""
+    """Every operation that writes: set up, add, attach a gradient, another, add another, remove both, restore."""
     with Store(folder, grace=0.0) as store:
         say("open")
         first = store.add(A, restore=True)
         say("A")
+        assert first.record is not None
+        store.attach_gradient(first.record.id, G)
+        say("G")
+        store.attach_gradient(first.record.id, H)
+        say("H")
         store.add(B, restore=True)
         say("B")
-        assert first.record is not None
         store.remove(first.record.id, "because")
         say("-A")
         store.add(A, restore=True)
@@ -91,11 +98,21 @@ def scenario(folder: Path, say: Callable[[str], None]) -> None:
 EXPECTED = {  # after each acknowledgement: the states that first and second may have, the next operation included
     "": ({None, "active"}, {None}),
     "open": ({None, "active"}, {None}),
-    "A": ({"active"}, {None, "active"}),
+    "A": ({"active"}, {None}),
+    "G": ({"active"}, {None}),
+    "H": ({"active"}, {None, "active"}),
     "B": ({"active", "removed"}, {"active"}),
     "-A": ({"active", "removed"}, {"active"}),
     "A again": ({"active"}, {"active", "removed"}),
     "-B": ({"active"}, {"removed"}),
+}
+GRADIENTS = {  # the same for the gradient of the first
+    "": {None},
+    "open": {None},
+    "A": {None, "g"},
+    "G": {"g", "h"},
+    "H": {"h"},
+    "B": {"h", None},
 }
 
 
@@ -125,9 +142,15 @@ def check(folder: Path, said: list[str]) -> list[str]:
         problems = [f"row without a blob {identity}" for identity in store.opening.damaged]
         problems += [] if store.audit().ok else ["audit"]
         states = {row.name: row.state for row in store.list(include_removed=True)}
-        active = {row.digest for row in store.list()}
+        rows = store.gradients()
+        active = {row.digest for row in store.list()} | {row.digest for row in rows.values()}
         if set(store.blobs.digests()) != active:
             problems.append("blobs and active rows differ")
+        problems += [f"gradient without a blob {identity}" for identity in store.opening.gradients]
+        held = [store.gradient(identity) for identity in rows]
+        found = next((pair[1].read_text()[0] for pair in held if pair is not None), None)
+        if found not in GRADIENTS.get(said[-1] if said else "", {None}):
+            problems.append(f"after {said}: gradient {found}")
         if list((folder / "blobs" / "tmp").iterdir()):
             problems.append("temporary file left")
     first, second = EXPECTED[said[-1] if said else ""]
@@ -140,6 +163,8 @@ def check(folder: Path, said: list[str]) -> list[str]:
             "second": "removed",
         }:
             problems.append("the scenario does not end as it should when run again")
+        if store.gradients() or len(list(store.blobs.digests())) != 1:
+            problems.append("a gradient outlived its vector")
     return problems
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from comgrad.atlas.gains import Gains, gains
 from comgrad.errors import ComgradError
 from comgrad.geometry.gram import Gram, gram_by_tensor, gram_rows
 from comgrad.vectors.task_vector import TaskVector
@@ -22,22 +23,31 @@ FEWEST_TO_CENTRE = 10
 
 @dataclass(frozen=True)
 class Member:
-    """One described vector: what is known of it without reading its weights, and how to read them."""
+    """One described vector: what is known of it without reading its weights, and how to read them.
+
+    `gradient` reads its task's gradient ∇L_q(θ₀), where there is one; `gradient_digest` tells one from the next.
+    """
 
     id: str
     name: str
     description: str
     family: str
     load: Callable[[], TaskVector]
+    gradient: Callable[[], TaskVector] | None = None
+    gradient_digest: str = ""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Members in a fixed order, and ⟨τ_i, τ_j⟩ in total and per tensor (fp64)."""
+    """Members in a fixed order, and ⟨τ_i, τ_j⟩ in total and per tensor (fp64).
+
+    `cache` is the folder for derived data, if there is one.
+    """
 
     members: tuple[Member, ...]
     tensor_names: tuple[str, ...]
     per_tensor: Float[np.ndarray, "t k k"]
+    cache: Path | None = None
 
     @classmethod
     def build(cls, members: Sequence[Member], *, cache: Path | None = None) -> Collection:
@@ -59,7 +69,7 @@ class Collection:
         names, blocks = _complete(members, known)
         if file and (known is None or len(known.ids) < len(members)):
             _write_cache(file, _Cached(tuple(m.id for m in members), names, blocks))
-        return cls(tuple(members), names, blocks)
+        return cls(tuple(members), names, blocks, cache)
 
     @cached_property
     def gram(self) -> Float[np.ndarray, "k k"]:
@@ -75,6 +85,10 @@ class Collection:
         """The collection of some of its members, in the order given."""
         at = list(indices)
         return Collection(tuple(self.members[i] for i in at), self.tensor_names, self.per_tensor[:, at][:, :, at])
+
+    def gains(self) -> Gains:
+        """First-order gains F_qk = −⟨∇L_q, τ_k⟩ of all vectors for the tasks that have a gradient. See `atlas.gains`."""
+        return gains(self.members, cache=self.cache)
 
     def vectors(self) -> list[TaskVector]:
         """All vectors, read now."""

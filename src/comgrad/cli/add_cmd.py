@@ -22,7 +22,12 @@ def add(
     describe: Annotated[str | None, typer.Option(help="What the fine-tune does, in words.")] = None,
     name: Annotated[str | None, typer.Option(help="Its name in the registry.")] = None,
     base: Annotated[str | None, typer.Option(help="Its base model: a name or a path.")] = None,
-    examples: Annotated[Path | None, typer.Option(help="A task folder whose card describes the fine-tune.")] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its task's folder, for its card and the gradient of its examples; or a folder with one per adapter."
+        ),
+    ] = None,
     drop_heads: Annotated[bool, typer.Option(help="Leave out heads that the base does not have.")] = False,
     restore: Annotated[bool, typer.Option(help="Bring back a removed vector under its old id and name.")] = False,
     as_json: AsJson = False,
@@ -31,11 +36,17 @@ def add(
 
     A task_card.json in the folder is read as the description. Adding the same bytes twice changes nothing.
 
+    With --examples the task's gradient at the base is computed (from at most 160 training examples) and kept beside the
+    vector, also when the vector is there already: it tells which known vectors help the task, better than the
+    description can.
+
     Examples:
 
       comgrad add my-adapter --describe "Sort support e-mails by urgency"
 
       comgrad add zoo/ --json
+
+      comgrad add zoo/ --examples tasks/
 
       comgrad add finetuned-bert/ --base bert-base-uncased --name reviews
     """
@@ -58,6 +69,8 @@ def add(
                 note(f"warning: {r.name}: {warning}")
         counts = {s: sum(r.status == s for r in results) for s in ("added", "exists", "refused")}
         done = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+        gradients = sum(r.gradient is not None for r in results)
+        done += f", {gradients} with a gradient" if gradients else ""
         say(f"{done} in {seconds:.1f} s ({len(results) / seconds:.0f} per second)")
     for r in results:
         if r.error is not None:

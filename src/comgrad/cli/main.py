@@ -10,6 +10,7 @@ import typer
 
 from comgrad.cli import (
     add_cmd,
+    bench_cmd,
     checkpoint_cmds,
     compare_cmds,
     demo_cmd,
@@ -17,6 +18,7 @@ from comgrad.cli import (
     merge_cmd,
     registry_cmds,
     suggest_cmd,
+    train_cmd,
 )
 from comgrad.cli.output import plain
 from comgrad.errors import ComgradError
@@ -54,8 +56,10 @@ for module in (
     registry_cmds,
     compare_cmds,
     suggest_cmd,
+    train_cmd,
     merge_cmd,
     checkpoint_cmds,
+    bench_cmd,
     doctor_cmd,
 ):
     module.register(app)

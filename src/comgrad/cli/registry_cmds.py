@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from comgrad.cli.output import AsJson, cell, emit_json, say, table
+
+if TYPE_CHECKING:
+    from comgrad.registry.gradients import GradientRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -49,8 +52,10 @@ def show(
         emit_json(entry.as_dict(full=True))
         return
     for key, value in entry.as_dict(full=True).items():
-        if key != "card":
+        if key not in {"card", "gradient"}:
             say(f"{key:18} {_one_line(cell(value))}")
+    found = entry.gradient()
+    say(f"{'gradient':18} {_gradient(found) if found else 'none; add it again with --examples TASK_DIR'}")
     for key, value in entry.card_dict().items():
         if key not in {"name", "description"}:
             say(f"card.{key:13} {_one_line(str(value))}")
@@ -94,6 +99,13 @@ def remove(
         emit_json({**entry.as_dict(), "status": "removed"})
     else:
         say(f"removed {entry.id} '{entry.name}'; the name stays taken")
+
+
+def _gradient(found: GradientRecord) -> str:
+    facts = found.facts
+    how = f"of {facts.examples} examples, rank {facts.rank} with {facts.energy_kept:.1%} of its energy"
+    damage = f"; DAMAGED ({found.damage}): add it again with --examples" if found.damage else ""
+    return f"{how}; the base's loss on them is {facts.loss:.3f} nats, its accuracy {facts.accuracy:.1%}{damage}"
 
 
 def _one_line(text: str) -> str:

@@ -21,8 +21,16 @@ def suggest(
         int | None, typer.Option(help="Rank of the adapter; default: that of the known vectors.", min=1)
     ] = None,
     examples: Annotated[
-        Path | None, typer.Option(help="A task folder with a few labelled examples, to choose the scale.")
+        Path | None,
+        typer.Option(help="A task folder with labelled examples (8 to 160 are used) to fit coefficients on."),
     ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="How to predict: functional (default), ridge, softmax5, eq1 and others, see docs/notation.md."
+        ),
+    ] = None,
+    dare: Annotated[bool, typer.Option("--dare", help="Write the prediction even where the rule abstains.")] = False,
     base: Annotated[str | None, typer.Option(help="Base model, when the registry holds several.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,11 +38,17 @@ def suggest(
 
     The folder is a PEFT adapter that stock PEFT loads, with a card that says what it was made from.
 
-    Example: comgrad suggest "Which of 77 things does a bank customer ask about?" -o start
+    Where nothing is known that helps, it abstains: the adapter is then a plain zero start, and the reason is given.
+
+    Examples:
+
+      comgrad suggest "Which of 77 things does a bank customer ask about?" -o start
+
+      comgrad suggest "Is this tweet sarcastic?" --examples my-task/ -o start
     """
     from comgrad.workflows.suggesting import suggest as run
 
-    result = run(text, out, rank=rank, task_dir=examples, base=base)
+    result = run(text, out, rank=rank, task_dir=examples, base=base, rule=rule, dare=dare)
     if as_json:
         emit_json(result.as_dict())
         return
@@ -43,6 +57,9 @@ def suggest(
     rows = [(s.coefficient, s.name, s.id) for s in result.sources[:10]]
     if rows:
         table(("coefficient", "from", "id"), rows)
+    if result.expected_gain is not None:
+        gain, low, high = result.expected_gain
+        say(f"expected fall of the loss {gain:.3f} nats (90 % interval {low:.3f} to {high:.3f})")
     say(
         f"rule {result.rule}, confidence {result.confidence:.2f}, scale {result.scale:.3f}, energy kept {result.energy_kept:.3f}"
     )

@@ -59,12 +59,9 @@ class RidgePredictor:
             return np.zeros(K)
         if self.rule == "mean":
             return np.full(K, self.chosen.scale / K)
-        kernel = _kernel(self.embeddings, self.embeddings, self.width)
-        C = np.eye(K) - 1.0 / K
-        k = _kernel(e[None], self.embeddings, self.width)[0]
-        centred = (k - kernel.mean(axis=0)) @ C
-        weights = np.linalg.solve(C @ kernel @ C + self.chosen.lam * np.eye(K), centred) @ C
-        return self.chosen.scale * (weights + 1.0 / K)
+        kernel = similarity_kernel(self.embeddings, self.embeddings, self.width)
+        k = similarity_kernel(e[None], self.embeddings, self.width)[0]
+        return self.chosen.scale * weights_at(kernel, k, self.chosen.lam)
 
     def confidence(self, e: Float[np.ndarray, d]) -> float:
         """Share of the kernel's prior variance at e that the known descriptions explain, in [0, 1].
@@ -72,8 +69,8 @@ class RidgePredictor:
         1 − (k(d,d) − k(d,·)(K + λI)⁻¹k(·,d))/k(d,d): near 0 for a description unlike all known ones.
         """
         lam = self.chosen.lam if np.isfinite(self.chosen.lam) else 1.0
-        kernel = _kernel(self.embeddings, self.embeddings, self.width)
-        k = _kernel(e[None], self.embeddings, self.width)[0]
+        kernel = similarity_kernel(self.embeddings, self.embeddings, self.width)
+        k = similarity_kernel(e[None], self.embeddings, self.width)[0]
         return float(np.clip(k @ np.linalg.solve(kernel + lam * np.eye(len(k)), k), 0.0, 1.0))
 
 
@@ -90,7 +87,7 @@ def fit(embeddings: Float[np.ndarray, "k d"], gram: Matrix) -> RidgePredictor:
     if K < 3:  # nothing can be left out and still be predicted from others
         only = LeaveOneOut(np.inf, 1.0, float("nan"), float("nan"), np.full(K, np.nan))
         return RidgePredictor(embeddings, width, only, (only,), "zero")
-    kernel = _kernel(embeddings, embeddings, width)
+    kernel = similarity_kernel(embeddings, embeddings, width)
     mean = leave_one_out(kernel, gram, np.inf)
     ridges = [leave_one_out(kernel, gram, lam) for lam in LAMBDAS]
     best = min(ridges, key=lambda r: r.error)
@@ -119,6 +116,17 @@ def leave_one_out(kernel: Matrix, gram: Matrix, lam: float) -> LeaveOneOut:
     return LeaveOneOut(lam, scale, float(per_task.mean()), cosine, per_task)
 
 
+def weights_at(kernel: Matrix, k: Vector, lam: float) -> Vector:
+    """Weights (K,), of sum 1, with which ridge with a free intercept predicts at a point with kernel row k.
+
+    w = 1/K + C(CKC + λI)⁻¹C(k − K̄),   K̄ = the kernel's mean row
+    """
+    K = len(kernel)
+    C = np.eye(K) - 1.0 / K
+    weights: Vector = np.linalg.solve(C @ kernel @ C + lam * np.eye(K), C @ (k - kernel.mean(axis=0))) @ C + 1.0 / K
+    return weights
+
+
 def left_out_weights(kernel: Matrix, lam: float) -> Matrix:
     """Row i: the weights with which the rule, fitted without i, predicts τ_i from the others (zero diagonal, sum 1)."""
     K = len(kernel)
@@ -132,7 +140,9 @@ def left_out_weights(kernel: Matrix, lam: float) -> Matrix:
     return left_out
 
 
-def _kernel(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], width: float) -> Float[np.ndarray, "n m"]:
+def similarity_kernel(
+    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], width: float
+) -> Float[np.ndarray, "n m"]:
     """exp(−(1 − cos)/width)."""
     value: Float[np.ndarray, "n m"] = np.exp((np.clip(a @ b.T, -1.0, 1.0) - 1.0) / width)
     return value
@@ -150,7 +160,7 @@ def _median_distance(embeddings: Float[np.ndarray, "k d"]) -> float:
 def left_out_confidence(predictor: RidgePredictor) -> Vector:
     """Confidence at each known description, computed without it: what confidence looks like for a real task."""
     lam = predictor.chosen.lam if np.isfinite(predictor.chosen.lam) else 1.0
-    kernel = _kernel(predictor.embeddings, predictor.embeddings, predictor.width)
+    kernel = similarity_kernel(predictor.embeddings, predictor.embeddings, predictor.width)
     K = len(kernel)
     # with Q = (K + λI)⁻¹, the variance left at i when i is unknown is 1/Q_ii − λ (block inversion)
     left = 1.0 / np.diag(np.linalg.inv(kernel + lam * np.eye(K))) - lam

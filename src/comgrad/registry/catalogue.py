@@ -12,10 +12,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RowMapping, false, func, insert, or_, select, update
 
 from comgrad.errors import ComgradError, NameTaken, NotFound, StorageError
-from comgrad.registry import search
+from comgrad.registry import gradients, search
 from comgrad.registry.card import Card
 from comgrad.registry.database import transaction
-from comgrad.registry.models import AddResult, Facts, Hit, Record, vector_id, vectors
+from comgrad.registry.gradients import GradientFacts, GradientRecord
+from comgrad.registry.models import AddResult, Facts, Held, Hit, Record, vector_id, vectors
+from comgrad.registry.models import gradients as gradient_table
 from comgrad.registry.names import checked_name, name_key
 from comgrad.types import BaseRef
 
@@ -143,11 +145,24 @@ class Catalogue:
         ranked = sorted(zip(scores, rows, strict=True), key=lambda pair: (-pair[0], pair[1]["name_key"]))
         return [Hit(record(row), score) for score, row in ranked[:limit] if score > 0.0]
 
-    def digests(self) -> dict[str, tuple[str, str | None]]:
-        """Digest → (id, damage) of the active rows."""
-        query = select(vectors.c.digest, vectors.c.id, vectors.c.damage).where(vectors.c.state == "active")
+    def gradient(self, identity: str) -> GradientRecord | None:
+        """The row of a vector's gradient."""
         with self._transaction(write=False) as connection:
-            return {row.digest: (row.id, row.damage) for row in connection.execute(query)}
+            return gradients.find(connection, identity)
+
+    def gradients(self) -> dict[str, GradientRecord]:
+        """Vector id → row of its gradient, in one query."""
+        with self._transaction(write=False) as connection:
+            return gradients.find_all(connection)
+
+    def held(self) -> Sequence[Held]:
+        """Every blob that an active vector or its gradient needs."""
+        table = gradient_table.c
+        of_vectors = select(vectors.c.digest, vectors.c.id, vectors.c.damage).where(vectors.c.state == "active")
+        of_gradients = select(table.digest, table.vector_id, table.damage)
+        with self._transaction(write=False) as connection:
+            held = [Held(*row[:2], "vector", row[2]) for row in connection.execute(of_vectors)]
+            return held + [Held(*row[:2], "gradient", row[2]) for row in connection.execute(of_gradients)]
 
     def check_free(self, name: str, digest: str) -> None:
         """Raise NameTaken when the name belongs, or once belonged, to other bytes."""
@@ -172,7 +187,7 @@ class Writer:
         known = _row(self._connection, vectors.c.digest == digest)
         if known is not None and known.state == "active":
             if known.damage is not None:
-                self.mark(known.id, None)
+                self._change(known.id, {"damage": None})
                 return AddResult("exists", self._row(known.id), repaired=True)
             return AddResult("exists", known)
         if known is not None:
@@ -218,14 +233,44 @@ class Writer:
         self._change(identity, {"state": "removed", "removed_at": datetime.now(UTC), "removed_reason": reason})
         return self._row(identity)
 
-    def is_active(self, digest: str) -> bool:
-        """Whether an active row needs the blob."""
+    def is_needed(self, digest: str) -> bool:
+        """Whether an active vector or its gradient needs the blob."""
+        return self._is_active(digest) or gradients.holds(self._connection, digest)
+
+    def holds(self, held: Held) -> bool:
+        """Whether that row still needs the blob."""
+        if held.kind == "gradient":
+            return gradients.holds(self._connection, held.digest, held.id)
+        return self._is_active(held.digest)
+
+    def _is_active(self, digest: str) -> bool:
         row = _row(self._connection, vectors.c.digest == digest)
         return row is not None and row.state == "active"
 
-    def mark(self, identity: str, damage: str | None) -> None:
+    def mark(self, held: Held, damage: str | None) -> None:
         """Record what is wrong with the row's blob, or that nothing is."""
-        self._change(identity, {"damage": damage})
+        if held.kind == "gradient":
+            gradients.mark(self._connection, held.id, damage)
+        else:
+            self._change(held.id, {"damage": damage})
+
+    def attach(self, identity: str, digest: str, size: int, facts: GradientFacts) -> tuple[GradientRecord, str | None]:
+        """Give a vector a gradient in the place of the one it had; the row, and that one's digest.
+
+        Raises:
+            NotFound: (`removed`) the vector was removed meanwhile.
+        """
+        owner = self._row(identity)
+        if owner.state == "removed":
+            raise removed(owner)
+        before = gradients.put(self._connection, identity, digest, size, facts)
+        found = gradients.find(self._connection, identity)
+        assert found is not None
+        return found, before
+
+    def detach(self, identity: str) -> str | None:
+        """Take a vector's gradient away; its digest, if there was one."""
+        return gradients.drop(self._connection, identity)
 
     def _change(self, identity: str, values: dict[str, Any]) -> None:
         self._connection.execute(update(vectors).where(vectors.c.id == identity).values(values))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from comgrad.registry.blobs import BlobStore
 from comgrad.registry.catalogue import Catalogue
-from comgrad.registry.models import AuditReport, Reconciled
+from comgrad.registry.models import AuditReport, Held, Reconciled
 
 
 def collect(blobs: BlobStore, catalogue: Catalogue, digest: str) -> bool:
     """Delete a blob that no active row needs; whether there was one."""
     with catalogue.writing() as rows:
-        return not rows.is_active(digest) and blobs.delete(digest)
+        return not rows.is_needed(digest) and blobs.delete(digest)
 
 
 def reconcile(blobs: BlobStore, catalogue: Catalogue, grace: float) -> Reconciled:
@@ -23,24 +23,24 @@ def reconcile(blobs: BlobStore, catalogue: Catalogue, grace: float) -> Reconcile
     """
     swept = blobs.sweep(grace)
     stored = set(blobs.digests())
-    rows = catalogue.digests()  # every difference is looked at again inside a writing transaction
-    lost = [digest for digest, (_, damage) in rows.items() if digest not in stored and damage is None]
-    back = [digest for digest, (_, damage) in rows.items() if digest in stored and damage is not None]
-    damaged = [rows[digest][0] for digest in lost if mark(blobs, catalogue, digest, rows[digest][0])]
-    healed = [rows[digest][0] for digest in back if not mark(blobs, catalogue, digest, rows[digest][0])]
-    old = [digest for digest in stored - rows.keys() if blobs.age(digest) >= grace]
+    rows = catalogue.held()  # every difference is looked at again inside a writing transaction
+    lost = [held for held in rows if held.digest not in stored and held.damage is None]
+    back = [held for held in rows if held.digest in stored and held.damage is not None]
+    damaged = {held for held in lost if mark(blobs, catalogue, held)}
+    healed = {held for held in back if not mark(blobs, catalogue, held)}
+    old = [digest for digest in stored - {held.digest for held in rows} if blobs.age(digest) >= grace]
     deleted = sum(collect(blobs, catalogue, digest) for digest in old)
-    known = [identity for identity, damage in rows.values() if damage is not None and identity not in healed]
-    return Reconciled(tuple(sorted(damaged + known)), tuple(sorted(healed)), deleted, swept)
+    wrong = damaged | {held for held in rows if held.damage is not None and held not in healed}
+    return Reconciled(_ids(wrong, "vector"), _ids(healed, "vector"), deleted, swept, _ids(wrong, "gradient"))
 
 
-def mark(blobs: BlobStore, catalogue: Catalogue, digest: str, identity: str) -> bool:
+def mark(blobs: BlobStore, catalogue: Catalogue, held: Held) -> bool:
     """Re-hash a blob and record in its row what is wrong with it, if anything; whether something is."""
     with catalogue.writing() as rows:
-        if not rows.is_active(digest):
+        if not rows.holds(held):
             return False
-        condition = blobs.verify(digest)
-        rows.mark(identity, None if condition == "ok" else condition)
+        condition = blobs.verify(held.digest)
+        rows.mark(held, None if condition == "ok" else condition)
         return condition != "ok"
 
 
@@ -52,22 +52,26 @@ def audit(
     Raises:
         StorageError: the disk or the database cannot be read.
     """
-    rows = catalogue.digests()
-    found: dict[str, list[str]] = {"missing": [], "corrupt": [], "linked": []}
-    for done, (digest, (identity, known)) in enumerate(rows.items(), start=1):
-        condition = blobs.verify(digest)
-        if condition != "ok" and _active(catalogue, digest):
-            found[condition].append(identity)
-        if record and (None if condition == "ok" else condition) != known:
-            mark(blobs, catalogue, digest, identity)
+    rows = catalogue.held()
+    found: dict[str, set[Held]] = {"missing": set(), "corrupt": set(), "linked": set()}
+    for done, held in enumerate(rows, start=1):
+        condition = blobs.verify(held.digest)
+        if condition != "ok" and held.digest in {now.digest for now in catalogue.held()}:  # not removed meanwhile
+            found[condition].add(held)
+        if record and (None if condition == "ok" else condition) != held.damage:
+            mark(blobs, catalogue, held)
         if progress is not None:
             progress(done, len(rows))
-    orphans = sorted(set(blobs.digests()) - catalogue.digests().keys())
-    wrong = sorted(found["corrupt"] + found["linked"])
-    return AuditReport(len(rows), tuple(wrong), tuple(sorted(found["missing"])), tuple(orphans))
+    orphans = sorted(set(blobs.digests()) - {held.digest for held in catalogue.held()})
+    changed = found["corrupt"] | found["linked"]
+    return AuditReport(
+        len(rows),
+        _ids(changed, "vector"),
+        _ids(found["missing"], "vector"),
+        tuple(orphans),
+        _ids(changed | found["missing"], "gradient"),
+    )
 
 
-def _active(catalogue: Catalogue, digest: str) -> bool:
-    """Whether the row is still active: it may have been removed while the audit ran."""
-    found = catalogue.by_digest(digest)
-    return found is not None and found.state == "active"
+def _ids(rows: Iterable[Held], kind: str) -> tuple[str, ...]:
+    return tuple(sorted(held.id for held in rows if held.kind == kind))

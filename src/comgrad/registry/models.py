@@ -1,4 +1,4 @@
-"""The catalogue's table, in types that SQLite and PostgreSQL share, and the value types that rows become."""
+"""The catalogue's tables, in types that SQLite and PostgreSQL share, and the value types that rows become."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Dialect, Double, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy.types import TypeDecorator
 
 from comgrad.errors import ComgradError
@@ -15,7 +28,7 @@ from comgrad.registry.card import Card
 from comgrad.types import BaseRef
 
 # Append only: the migrations' revisions, oldest first. The last one is what this code reads and writes.
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 
 Status = Literal["added", "exists", "refused"]
 State = Literal["active", "removed"]
@@ -61,6 +74,17 @@ vectors = Table(
     Column("created_at", UtcDateTime, nullable=False, index=True),
     Column("removed_at", UtcDateTime),
     Column("removed_reason", Text),
+)
+
+gradients = Table(
+    "gradients",
+    metadata,
+    Column("vector_id", String(40), ForeignKey("vectors.id"), primary_key=True),
+    Column("digest", String(64), nullable=False, index=True),  # two vectors of one task may share it
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("facts", JSON, nullable=False),
+    Column("damage", String(10)),
+    Column("created_at", UtcDateTime, nullable=False),
 )
 
 
@@ -146,27 +170,42 @@ class Hit:
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What opening found and did: ids whose blob is missing, blobs without a row and temporary files deleted."""
+    """What opening found and did: ids whose blob is missing, blobs without a row and temporary files deleted.
+
+    `gradients` are the ids whose vector's gradient is damaged; the vectors themselves may be whole.
+    """
 
     damaged: tuple[str, ...] = ()
     healed: tuple[str, ...] = ()
     orphans_deleted: int = 0
     temporary_deleted: int = 0
+    gradients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Every active row's blob re-hashed: how many, and the ids and digests that are not as they should be."""
+    """Every needed blob re-hashed: how many, and the ids and digests that are not as they should be."""
 
     checked: int
     damaged: tuple[str, ...] = ()  # ids whose blob does not hash to its digest, or is a link
     missing: tuple[str, ...] = ()  # ids without a blob
     orphans: tuple[str, ...] = field(default=())  # digests of blobs that no active row names
+    gradients: tuple[str, ...] = ()  # ids whose gradient's blob is missing or not what it should be
 
     @property
     def ok(self) -> bool:
-        """Whether every vector is whole. Orphans are waste, not damage."""
-        return not self.damaged and not self.missing
+        """Whether every vector and gradient is whole. Orphans are waste, not damage."""
+        return not self.damaged and not self.missing and not self.gradients
+
+
+@dataclass(frozen=True)
+class Held:
+    """One active row's claim on a blob."""
+
+    digest: str
+    id: str
+    kind: Literal["vector", "gradient"]
+    damage: str | None
 
 
 def vector_id(digest: str) -> str:

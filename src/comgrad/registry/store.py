@@ -16,18 +16,20 @@ from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine
 
 from comgrad.errors import ComgradError, FileRefused, NotFound, StorageError
 from comgrad.registry import database, disk, health
-from comgrad.registry.blobs import FolderBlobs
-from comgrad.registry.catalogue import Catalogue, removed
+from comgrad.registry.blobs import FolderBlobs, Source
+from comgrad.registry.catalogue import Catalogue, Writer, removed
+from comgrad.registry.gradients import Attached, GradientEntry, GradientRecord
 from comgrad.registry.models import AddResult, AuditReport, Entry, Facts, Hit, Reconciled, Record
 from comgrad.registry.names import checked_name
 
+Row = TypeVar("Row")
 FORMAT = 1
 GRACE_SECONDS = 3_600.0
 _LOCK_SECONDS = 120.0
@@ -161,12 +163,19 @@ class Store:
         return self._stored(entry, name, digest, restore)
 
     def _stored(self, entry: Entry, name: str, digest: str, restore: bool) -> AddResult:
+        def row(rows: Writer, size: int) -> AddResult:
+            return rows.add(name, entry.card, entry.facts, digest, size, restore=restore)
+
+        return self._committed(entry.blob, digest, row)
+
+    def _committed(self, blob: Source, digest: str, row: Callable[[Writer, int], Row]) -> Row:
+        """Store a blob, then the row that needs it."""
         try:
             for _ in range(_ATTEMPTS):
-                digest, size = self.blobs.put(entry.blob, declared=digest)
+                _, size = self.blobs.put(blob, declared=digest)
                 with self.catalogue.writing() as rows:
                     if self.blobs.exists(digest):
-                        return rows.add(name, entry.card, entry.facts, digest, size, restore=restore)
+                        return row(rows, size)
         except ComgradError:
             with contextlib.suppress(ComgradError):  # the first error is the one to tell; opening collects the rest
                 health.collect(self.blobs, self.catalogue, digest)
@@ -204,8 +213,36 @@ class Store:
         found = self.catalogue.get(key, exact=True)
         with self.catalogue.writing() as rows:
             gone = rows.remove(found.id, reason)
-        health.collect(self.blobs, self.catalogue, found.digest)
+            gradient = rows.detach(found.id)
+        for digest in (found.digest, gradient):
+            if digest is not None:
+                health.collect(self.blobs, self.catalogue, digest)
         return gone
+
+    def attach_gradient(self, key: str, entry: GradientEntry) -> Attached:
+        """Give a vector its task's gradient; durable when this returns. It goes when the vector is removed.
+
+        The same bytes again change nothing (`exists`); others replace it (`replaced`), and the old ones are deleted.
+
+        Raises:
+            NotFound: no such vector, or it was removed. FileRefused: the blob is a link.
+            StorageError: the disk or the database cannot do it. Nothing is changed.
+        """
+        owner = self.get(key)
+        digest, _ = self.blobs.measure(entry.blob)
+        known = self.catalogue.gradient(owner.id)
+        if known is not None and known.digest == digest and known.damage is None and self.blobs.exists(digest):
+            return Attached("exists", known)
+        self._must_write()
+
+        def row(rows: Writer, size: int) -> tuple[GradientRecord, str | None]:
+            return rows.attach(owner.id, digest, size, entry.facts)
+
+        record, before = self._committed(entry.blob, digest, row)
+        if before is None or before == digest:
+            return Attached("attached" if before is None else "exists", record)
+        health.collect(self.blobs, self.catalogue, before)
+        return Attached("replaced", record)
 
     def _must_write(self) -> None:
         if self.read_only:
@@ -245,15 +282,28 @@ class Store:
         with self._whole(found):
             return self.blobs.open(found.digest)
 
+    def gradient(self, key: str) -> tuple[GradientRecord, Path] | None:
+        """A vector's gradient and the read-only file with its bytes; None when it has none. Raises as `blob_path`."""
+        found = self.get(key)
+        record = self.catalogue.gradient(found.id)
+        if record is None:
+            return None
+        with self._whole(found, "gradient of", "add the vector with --examples again"):
+            return record, self.blobs.path(record.digest)
+
+    def gradients(self) -> dict[str, GradientRecord]:
+        """Vector id → its gradient's record, for all that have one, in one query; no file is looked at."""
+        return self.catalogue.gradients()
+
     @contextlib.contextmanager
-    def _whole(self, found: Record) -> Iterator[None]:
-        what = f"the file of '{found.name}' ({found.id})"
+    def _whole(self, found: Record, part: str = "file of", remedy: str = "add the same file again") -> Iterator[None]:
+        what = f"the {part} '{found.name}' ({found.id})"
         try:
             yield
         except NotFound as error:
-            raise StorageError(what, "it is missing", "add the same file again", code="blob-missing") from error
+            raise StorageError(what, "it is missing", remedy, code="blob-missing") from error
         except FileRefused as error:
-            raise StorageError(what, error.why, "add the same file again", code="blob-linked") from error
+            raise StorageError(what, error.why, remedy, code="blob-linked") from error
 
     # -- health --------------------------------------------------------------------------------------------------
     def reconcile(self, *, grace: float = GRACE_SECONDS) -> Reconciled:

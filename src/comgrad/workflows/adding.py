@@ -14,6 +14,7 @@ from comgrad.registry.card import Card
 from comgrad.registry.models import Entry as NewEntry
 from comgrad.registry.models import Facts
 from comgrad.vectors.task_vector import TaskVector
+from comgrad.workflows.gradients import GradientMaker, attach_computed, attach_file
 from comgrad.workflows.registry import Registry, by_base
 from comgrad.workflows.resolve import member, read_vector
 
@@ -23,7 +24,10 @@ CARD_FILE = "task_card.json"
 
 @dataclass(frozen=True)
 class AddRequest:
-    """What the user said about what is added; `None` leaves it to the card beside it."""
+    """What the user said about what is added; `None` leaves it to the card beside it.
+
+    `task_dir` is a task's folder, or a folder with one for each adapter, under the adapter's folder name or task id.
+    """
 
     describe: str | None = None
     name: str | None = None
@@ -45,6 +49,7 @@ class Added:
     warnings: list[str] = field(default_factory=list)
     error: dict[str, str] | None = None
     path: str = ""
+    gradient: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -61,6 +66,7 @@ def add_paths(
 
     Raises:
         ComgradError: one name or description was given for several fine-tunes.
+        NotFound: the folder of examples is not there.
         StorageError: the registry cannot be opened. One that stops taking vectors on the way ends the list.
     """
     results: list[Added] = []
@@ -77,10 +83,13 @@ def add_paths(
             "add them one by one, or put a task_card.json into each folder",
             code="ambiguous-card",
         )
+    if request.task_dir is not None and not request.task_dir.is_dir():
+        raise NotFound(f"'{request.task_dir}'", "there is no such folder of examples", "check the spelling")
     registry = registry or Registry()
+    maker = GradientMaker()
     for done, path in enumerate(found, 1):
         try:
-            results.append(add_one(registry, path, request, neighbours=False))
+            results.append(add_one(registry, path, request, neighbours=False, maker=maker))
         except ComgradError as error:
             results.append(_refusal(request.name or path.name, path, error))
             if isinstance(error, StorageError):
@@ -122,13 +131,23 @@ def _is_fine_tune(path: Path) -> bool:
     return any((path / n).exists() for n in ("adapter_config.json", "adapter_model.safetensors", "vector.safetensors"))
 
 
-def add_one(registry: Registry, path: Path, request: AddRequest, *, neighbours: bool = True) -> Added:
-    """Add one fine-tune.
+def add_one(
+    registry: Registry,
+    path: Path,
+    request: AddRequest,
+    *,
+    neighbours: bool = True,
+    maker: GradientMaker | None = None,
+) -> Added:
+    """Add one fine-tune, and its task's gradient where there are examples or a file of it.
+
+    Args:
+        maker: keeps the base model open from one call to the next.
 
     Raises:
-        ComgradError: it is refused; nothing is stored.
+        ComgradError: it is refused; nothing is stored. A gradient that cannot be had is a warning.
     """
-    card = _card(path, request)
+    card, task_folder = _card(path, request)
     vector = read_vector(path, base=request.base or _trained_on(path, card), drop_heads=request.drop_heads)
     if request.base is None:  # a base the user named wins
         _check_claimed_base(path, card, vector)
@@ -150,6 +169,7 @@ def add_one(registry: Registry, path: Path, request: AddRequest, *, neighbours: 
     elif (card.description and record.description != card.description) or name != record.name:
         warnings.append(f"the same vector is known as '{record.name}'; its name and description were kept")
     added = Added(record.name, result.status, record.id, warnings=warnings, path=str(path))
+    _add_gradient(registry, added, vector, request, task_folder, maker or GradientMaker())
     if neighbours:
         _describe_surroundings(registry, [added])
     return added
@@ -160,14 +180,55 @@ def _trained_on(path: Path, card: Card) -> str | None:
     return card.base_model or None if not _is_fine_tune(path) else None
 
 
-def _card(path: Path, request: AddRequest) -> Card:
-    """The card: given, from the task folder, beside the weights, or empty; the user's words come first."""
-    card = request.card
-    if card is None:
-        places = [p / CARD_FILE for p in (request.task_dir, path if path.is_dir() else path.parent) if p is not None]
-        card = next((Card.from_file(p) for p in places if p.exists()), None) or Card.from_dict({})
+def _card(path: Path, request: AddRequest) -> tuple[Card, Path | None]:
+    """The card, and the folder of the task's examples.
+
+    The card is the given one, the task folder's where one was named, that beside the weights, the one of the task found
+    in a folder of tasks, or empty; the user's words come first.
+    """
+    given, own = request.task_dir, path if path.is_dir() else path.parent
+    one = given if given is not None and (given / CARD_FILE).exists() else None
+    places = [own] if one is None else [one, own]
+    card = request.card or next((Card.from_file(p / CARD_FILE) for p in places if _has_card(p)), None)
+    if one is None and given is not None:
+        names = dict.fromkeys(n for n in (path.resolve().name, card.task_id if card else "") if n and "/" not in n)
+        one = next((given / n for n in names if _has_card(given / n)), None)
+        if card is None and one is not None:
+            card = Card.from_file(one / CARD_FILE)
+    card = card or Card.from_dict({})
     changes = {"description": request.describe, "name": request.name}
-    return card.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    return card.model_copy(update={k: v for k, v in changes.items() if v is not None}), one
+
+
+def _has_card(folder: Path) -> bool:
+    return (folder / CARD_FILE).exists()
+
+
+def _add_gradient(
+    registry: Registry,
+    added: Added,
+    vector: TaskVector,
+    request: AddRequest,
+    task_folder: Path | None,
+    maker: GradientMaker,
+) -> None:
+    """Attach the gradient; the vector stays whatever comes of it."""
+    path, store = Path(added.path), registry.store
+    assert added.id is not None
+    try:
+        if task_folder is not None:
+            from comgrad.describe.task import load_task
+
+            added.gradient = attach_computed(store, added.id, vector, load_task(task_folder), maker)
+            return
+        if request.task_dir is not None:
+            added.warnings.append(f"no gradient: '{request.task_dir}' holds no task of that name")
+        if path.is_dir():
+            added.gradient = attach_file(store, added.id, vector, path)
+    except StorageError:
+        raise
+    except ComgradError as error:
+        added.warnings.append(f"no gradient: {error}")
 
 
 def _check_claimed_base(path: Path, card: Card, vector: TaskVector) -> None:

@@ -13,9 +13,10 @@ from comgrad.atlas.collection import Collection, Member
 from comgrad.errors import ComgradError
 from comgrad.registry.card import Card
 from comgrad.vectors.task_vector import TaskVector
+from comgrad.workflows.known import Known
 from comgrad.workflows.registry import Registry
-from comgrad.workflows.resolve import member, one_base
-from comgrad.workflows.suggesting import Known, Suggestion, predict
+from comgrad.workflows.resolve import collection
+from comgrad.workflows.suggesting import Suggestion, predict
 
 
 class Atlas:
@@ -39,13 +40,11 @@ class Atlas:
         base: str | None = None,
     ) -> None:
         if isinstance(source, Registry):
-            entries = one_base(source.list(base=base), base)
-            members = [member(e) for e in entries]
             self._cache: Path | None = source.store.cache_dir
+            self.collection = collection(source, base=base)
         else:
-            members = _members(source, cards)
             self._cache = None
-        self.collection = Collection.build(members, cache=self._cache)
+            self.collection = Collection.build(_members(source, cards))
         self._known: Known | None = None
 
     @property

@@ -23,12 +23,13 @@ from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import resolve_base
 from comgrad.weights.storage import atomic_write_bytes, storage_error
 from comgrad.workflows.adding import Added, AddRequest, add_paths
+from comgrad.workflows.known import Known
 from comgrad.workflows.mapping import write_picture
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.report import write_report
 from comgrad.workflows.resolve import collection
 from comgrad.workflows.starting import Reading, run_starts
-from comgrad.workflows.suggesting import Known, Suggestion, predict
+from comgrad.workflows.suggesting import Suggestion, predict
 
 Say = Callable[[str], Any]
 LOOK_AT = (1, 2, 5, 10, 20, 30, 40, 60, 80)

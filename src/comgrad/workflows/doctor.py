@@ -87,6 +87,8 @@ def _registry(progress: Callable[[int, int], None] | None) -> list[Check]:
 def _audit(audit: Any) -> str:
     if audit.ok:
         return f"{audit.checked} of {audit.checked} blobs hash to their digest"
+    if not audit.damaged and not audit.missing:
+        return f"{audit.checked} checked; gradients of {list(audit.gradients)} are not whole: add with --examples again"
     return (
         f"{audit.checked} checked; damaged {list(audit.damaged)}, missing {list(audit.missing)}: add those files again"
     )

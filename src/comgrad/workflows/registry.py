@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from comgrad import config
 from comgrad.registry.card import Card
+from comgrad.registry.gradients import GradientRecord
 from comgrad.registry.models import Record
 from comgrad.registry.store import Store
 
@@ -62,6 +63,17 @@ class Entry:
 
         return TaskVector.load(self.store.blob_path(self.id))
 
+    def gradient(self) -> GradientRecord | None:
+        """The record of its task's gradient, if it has one."""
+        return self.store.catalogue.gradient(self.id)
+
+    def load_gradient(self) -> TaskVector | None:
+        """∇L_q(θ₀) of its task in low-rank form, read from its blob; None when it has none."""
+        from comgrad.vectors.task_vector import TaskVector
+
+        found = self.store.gradient(self.id)
+        return None if found is None else TaskVector.load(found[1])
+
     def card_dict(self) -> dict[str, Any]:
         """The card as plain values, without what is empty."""
         return self.record.card.model_dump(mode="json", by_alias=True, exclude_defaults=True)
@@ -83,12 +95,14 @@ class Entry:
         }
         if not full:
             return short
+        gradient = self.gradient()
         return short | {
             "base_fingerprint": facts.base.fingerprint,
             "size_bytes": self.record.size_bytes,
             "created_at": self.record.created_at.isoformat(),
             "state": self.record.state,
             "damage": self.record.damage,
+            "gradient": None if gradient is None else {**gradient.facts.as_dict(), "damage": gradient.damage},
             "card": self.card_dict(),
         }
 

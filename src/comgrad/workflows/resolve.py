@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from comgrad.atlas.collection import Collection, Member
 from comgrad.errors import BaseMismatch, ComgradError, NotFound
+from comgrad.registry.gradients import GradientRecord
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.workflows.registry import Entry, Registry, by_base
 
@@ -97,9 +99,14 @@ def one_base(entries: Sequence[Entry], base: str | None) -> list[Entry]:
 def collection(registry: Registry, *, base: str | None = None) -> Collection:
     """The registry's vectors over one base with their Gram matrix, from the cache as far as it reaches."""
     entries = one_base(registry.list(base=base), base)
-    return Collection.build([member(e) for e in entries], cache=registry.store.cache_dir)
+    known = registry.store.gradients()
+    return Collection.build([member(e, known.get(e.id)) for e in entries], cache=registry.store.cache_dir)
 
 
-def member(entry: Entry) -> Member:
-    """The entry as a member of a collection."""
-    return Member(entry.id, entry.name, entry.description, entry.card.family, entry.vector)
+def member(entry: Entry, gradient: GradientRecord | None = None) -> Member:
+    """The entry as a member of a collection, with its task's gradient unless that is damaged."""
+    plain = Member(entry.id, entry.name, entry.description, entry.card.family, entry.vector)
+    if gradient is None or gradient.damage is not None:
+        return plain
+    path = entry.store.blobs.path
+    return replace(plain, gradient=lambda: TaskVector.load(path(gradient.digest)), gradient_digest=gradient.digest)

@@ -1,35 +1,31 @@
-"""Journey: suggest. A description becomes a starting adapter, or an honest abstention."""
+"""Journey: suggest. A description, and examples where there are some, become a starting adapter or an abstention."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from comgrad.atlas.collection import Collection
-from comgrad.describe.encoder import load_encoder
-from comgrad.describe.memory import encode_cached
 from comgrad.describe.task import load_task
 from comgrad.errors import ComgradError
-from comgrad.predict.ridge import RidgePredictor, fit, left_out_confidence
-from comgrad.predict.start import Start, combination, predicted_start, trainable_ranks, zero_start
-from comgrad.types import BaseRef
-from comgrad.vectors.delta import LowRank
+from comgrad.predict.evidence import Prediction
+from comgrad.predict.ridge import left_out_confidence
+from comgrad.predict.rules import RULES
+from comgrad.predict.start import combination, predicted_start, trainable_ranks
+from comgrad.predict.trainable import trainable_set
 from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.storage import check_free
+from comgrad.workflows.known import Known
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import collection
 from comgrad.workflows.searching import checked_description
 
 UNLIKE_QUANTILE = 0.05
 FEWEST = 3
-DEFAULT_RANK = 8
 
 
 @dataclass(frozen=True)
@@ -43,97 +39,57 @@ class Source:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A starting adapter, where it comes from, and how far to trust it."""
+    """A starting adapter, where it comes from, and how far to trust it.
+
+    Args:
+        confidence: of a rule that predicts gains, the estimated probability that this start beats zero; of `ridge`,
+            the share of the prior's variance that the known descriptions explain here.
+        expected_gain: predicted fall of the loss in nats with its 90 % interval, where the rule predicts gains.
+        scale: ‖τ̂‖ over the usual norm of a known vector.
+        energy_kept: the share of ‖τ̂‖² that the adapter's rank keeps.
+        examples: how many labelled examples were used.
+    """
 
     description: str
     abstained: bool
     reason: str
     rule: str
     confidence: float
+    expected_gain: tuple[float, float, float] | None
     scale: float
     sources: list[Source]
     vector: TaskVector
     energy_kept: float
     base: str
+    examples: int = 0
     path: str = ""
 
     @property
     def trainable(self) -> dict[str, int]:
         return trainable_ranks(self.vector)
 
+    def trainable_at(self, share: float) -> dict[str, int]:
+        """Tensor → rank worth training when only a share of the parameters may be. See `predict.trainable`."""
+        return trainable_set(self.vector, share)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON output."""
-        keys = ("abstained", "reason", "rule", "confidence", "scale", "energy_kept", "base", "path")
+        keys = ("abstained", "reason", "rule", "confidence", "scale", "energy_kept", "base", "examples", "path")
         shown = {k: getattr(self, k) for k in keys}
+        if self.expected_gain is not None:
+            shown["expected_gain"] = dict(zip(("nats", "low", "high"), self.expected_gain, strict=True))
         return shown | {"sources": [dict(s.__dict__) for s in self.sources], "trainable": self.trainable}
 
 
-@dataclass(frozen=True)
-class Known:
-    """The described vectors of a collection, with what a prediction needs of them."""
-
-    atlas: Collection
-    embeddings: np.ndarray[Any, np.dtype[np.float64]]
-    predictor: RidgePredictor
-
-    @classmethod
-    def of(cls, atlas: Collection, *, cache: Path | None = None) -> Known:
-        """Fit the predictor on the collection's described vectors.
-
-        Raises:
-            ComgradError: no vector has a description.
-        """
-        described = [i for i, m in enumerate(atlas.members) if m.description.strip()]
-        if not described:
-            raise ComgradError(
-                "a registry without descriptions",
-                "a prediction goes from words to vectors",
-                "add vectors with --describe",
-                code="no-descriptions",
-            )
-        chosen = atlas.subset(described)
-        rows = encode_cached(load_encoder(), [m.description for m in chosen.members], cache).astype(np.float64)
-        return cls(chosen, rows, fit(rows, chosen.gram))
-
-    @cached_property
-    def vectors(self) -> list[TaskVector]:
-        """The task vectors, read once."""
-        return self.atlas.vectors()
-
-    @property
-    def base(self) -> BaseRef:
-        """The base they all stand on."""
-        return self.vectors[0].base
-
-    def usual_rank(self) -> int:
-        """The rank most of the vectors have."""
-        ranks = Counter(v.rank for v in self.vectors if v.rank)
-        return int(ranks.most_common(1)[0][0]) if ranks else DEFAULT_RANK
-
-    def usual_scale(self) -> float:
-        """The α/r most of the vectors were trained with; it sets how far one training step moves ΔW."""
-        scales = Counter(d.scale for v in self.vectors for d in v.tensors.values() if isinstance(d, LowRank))
-        positive = [(n, s) for s, n in scales.items() if s > 0]
-        return float(max(positive)[1]) if positive else 1.0
-
-    def zero_start(self, rank: int) -> Start:
-        """A plain zero start of the shape and scale the known vectors have."""
-        return zero_start(self.base, self.vectors[0].tensors, rank, scale=self.usual_scale())
-
-    def trainable_part(self, vector: TaskVector) -> TaskVector:
-        """The tensors that known adapters train, when adapters are known: a full checkpoint among the sources does
-        not make the next adapter train everything."""
-        names = {n for v in self.vectors if v.kind == "lowrank" for n in v.tensors}
-        kept = {n: d for n, d in vector.tensors.items() if n in names}
-        return TaskVector(vector.base, kept) if kept else vector
-
-    def usual_norm(self) -> float:
-        """The median of the vectors' norms."""
-        return float(np.median(np.sqrt(np.maximum(np.diag(self.atlas.gram), 0.0))))
-
-
 def suggest(
-    text: str, out: Path, *, rank: int | None = None, task_dir: Path | None = None, base: str | None = None
+    text: str,
+    out: Path,
+    *,
+    rank: int | None = None,
+    task_dir: Path | None = None,
+    base: str | None = None,
+    rule: str | None = None,
+    dare: bool = False,
 ) -> Suggestion:
     """Predict a starting adapter and write it as a PEFT folder with its card.
 
@@ -141,7 +97,9 @@ def suggest(
         text: the new task in words.
         out: folder to write.
         rank: of the adapter; default: the rank most known vectors have.
-        task_dir: a task folder; its training examples choose the scale, zero included.
+        task_dir: a task folder; its training examples choose the coefficients, zero included.
+        rule: a name in `predict.rules.RULES`; default: `functional`, or `ridge` where too few tasks have gradients.
+        dare: write the prediction even where the rule would abstain.
 
     Raises:
         ComgradError: a description that cannot be one; an empty registry; several bases; no text encoder.
@@ -150,88 +108,134 @@ def suggest(
     checked_description(text)
     registry = Registry()
     known = Known.of(collection(registry, base=base), cache=registry.store.cache_dir)
-    made = predict(known, text, rank=rank, task_dir=task_dir)
+    made = predict(known, text, rank=rank, task_dir=task_dir, rule=rule, dare=dare)
     write_peft(made.vector, out, extra_files={"task_card.json": _card(made)})
     return replace(made, path=str(out))
 
 
-def predict(known: Known, text: str, *, rank: int | None = None, task_dir: Path | None = None) -> Suggestion:
+def predict(
+    known: Known,
+    text: str,
+    *,
+    rank: int | None = None,
+    task_dir: Path | None = None,
+    rule: str | None = None,
+    dare: bool = False,
+) -> Suggestion:
     """The suggestion, not yet written."""
     description = checked_description(text)
-    e = load_encoder().encode([description])[0].astype(np.float64)
+    if rule is not None and rule not in RULES:
+        raise ComgradError(f"the rule '{rule}'", "there is no such rule", f"choose one of: {', '.join(RULES)}")
     rank = known.usual_rank() if rank is None else rank
-    coefficients = known.predictor.coefficients(e)
-    confidence = known.predictor.confidence(e)
-    if task_dir is not None:
-        load_task(task_dir)  # a folder that cannot be read is refused whatever the words say
-    reason = _why_abstain(known, confidence, guarded=task_dir is not None)
-    if reason:
-        return _abstention(known, description, reason, confidence, rank)
-    whole = known.trainable_part(combination(known.vectors, coefficients.tolist()))
-    start = predicted_start(whole, rank, scale=known.usual_scale())
-    factor = 1.0
-    if task_dir is not None:
-        from comgrad.workflows.scaling import best_factor
+    task = load_task(task_dir) if task_dir is not None else None
+    found = _from_words(known, description, rule)
+    if dare:
+        found = replace(found, reason="")
+    used = 0
+    if task is not None:
+        from comgrad.workflows.fewshot import chosen_examples, coefficients
 
-        factor = best_factor(start.vector, task_dir, usual_norm=known.usual_norm())
-        if factor == 0.0:
-            return _abstention(
-                known,
-                description,
-                "on the examples given, no scale of the prediction beats starting from zero.",
-                confidence,
-                rank,
-            )
-        start = predicted_start(whole * factor, rank, scale=known.usual_scale())
-    coefficients = coefficients * factor
-    order = np.argsort(-np.abs(coefficients), kind="stable")
+        examples = chosen_examples(task)
+        used = len(examples)
+        c = coefficients(known, found.coefficients, task, examples)
+        reason = "" if c.any() else "on the examples given, nothing tried beats starting from zero."
+        found = Prediction(c, f"{found.rule} + {used} examples", confidence=found.confidence, reason=reason)
+    if found.abstained:
+        return _abstention(known, description, found, rank, used)
+    return _made(known, description, found, rank, used)
+
+
+def _from_words(known: Known, description: str, rule: str | None) -> Prediction:
+    """The rule's answer, with the reason to abstain where there is one."""
+    query = known.query(description)
+    if rule is None and known.functional is not None:
+        found = known.functional.predict(query)
+    else:
+        found = RULES[rule or "ridge"](known.evidence, query)
+    likeness = known.ridge.confidence(query.embedding)
+    if found.confidence is None:
+        found = replace(found, confidence=likeness)
+    if rule not in (None, "functional", "functional-fixed"):
+        return found  # who names a rule wants its answer
+    return replace(found, reason=_why_not(known, found, likeness))
+
+
+def _why_not(known: Known, found: Prediction, likeness: float) -> str:
+    if len(known.evidence) < FEWEST:
+        return f"fewer than {FEWEST} described vectors are known."
+    floor = float(np.quantile(left_out_confidence(known.ridge), UNLIKE_QUANTILE))
+    if likeness < floor:
+        return (
+            f"the description is unlike the known ones (likeness {likeness:.3f}; 95 % of known tasks have at least "
+            f"{floor:.3f})."
+        )
+    if not found.coefficients.any():
+        return "left out one by one, the known vectors are not predicted better than by zero."
+    return found.reason
+
+
+def _made(known: Known, description: str, found: Prediction, rank: int, used: int) -> Suggestion:
+    whole = known.trainable_part(combination(known.vectors, found.coefficients.tolist()))
+    start = predicted_start(whole, rank, scale=known.usual_scale())
+    c = found.coefficients
     sources = [
-        Source(known.atlas.members[i].id, known.atlas.members[i].name, float(coefficients[i]))
-        for i in order
-        if coefficients[i] != 0.0
+        Source(known.atlas.members[i].id, known.atlas.members[i].name, float(c[i]))
+        for i in np.argsort(-np.abs(c), kind="stable")
+        if c[i] != 0.0
     ]
-    scale = known.predictor.chosen.scale * factor
     return Suggestion(
         description,
         False,
         "",
-        known.predictor.rule,
-        confidence,
-        scale,
+        found.rule,
+        float(found.confidence or 0.0),
+        _interval(found),
+        known.norm(c) / known.usual_norm(),
         sources,
         start.vector,
         start.energy_kept,
         known.base.name,
+        used,
     )
 
 
-def _why_abstain(known: Known, confidence: float, *, guarded: bool) -> str:
-    """Empty, or why there is no prediction. Labelled examples guard against unlike words: zero is one of their choices."""
-    if len(known.atlas.members) < FEWEST:
-        return f"fewer than {FEWEST} described vectors are known."
-    if known.predictor.rule == "zero":
-        return "left out one by one, the known vectors are not predicted better than by zero."
-    floor = float(np.quantile(left_out_confidence(known.predictor), UNLIKE_QUANTILE))
-    if confidence < floor and not guarded:
-        return f"the description is unlike the known ones (confidence {confidence:.3f}; 95 % of known tasks have at least {floor:.3f})."
-    return ""
+def _interval(found: Prediction) -> tuple[float, float, float] | None:
+    """Expected gain and its 90 % interval; the strength is twice the expected gain over the standard deviation."""
+    if found.expected_gain is None or not found.strength:
+        return None
+    wide = 1.645 * 2.0 * found.expected_gain / found.strength
+    return found.expected_gain, found.expected_gain - wide, found.expected_gain + wide
 
 
-def _abstention(known: Known, description: str, reason: str, confidence: float, rank: int) -> Suggestion:
+def _abstention(known: Known, description: str, found: Prediction, rank: int, used: int) -> Suggestion:
     start = known.zero_start(rank)
     return Suggestion(
-        description, True, reason, "zero", confidence, 0.0, [], start.vector, start.energy_kept, known.base.name
+        description,
+        True,
+        found.reason,
+        found.rule,
+        float(found.confidence or 0.0),
+        _interval(found),
+        0.0,
+        [],
+        start.vector,
+        start.energy_kept,
+        known.base.name,
+        used,
     )
 
 
 def _card(made: Suggestion) -> bytes:
+    notes = "a starting adapter predicted from the description; not trained"
+    if made.abstained:
+        notes = "a plain zero start: no prediction was made"
     card = {
         "schema": 1,
         "description": made.description,
         "base_model": made.base,
-        "notes": "a starting adapter predicted from the description; not trained",
+        "notes": notes,
         "parents": [{"id": s.id, "role": "suggest", "coefficient": s.coefficient} for s in made.sources[:1000]],
         "metrics": {"confidence": made.confidence, "scale": made.scale, "energy_kept": made.energy_kept},
-        "extra": {"rule": made.rule, "abstained": made.abstained},
+        "extra": {"rule": made.rule, "abstained": made.abstained, "examples": made.examples},
     }
     return (json.dumps(card, ensure_ascii=False, indent=1) + "\n").encode()

@@ -1,0 +1,180 @@
+"""The functional rule: from a description to the gains that known vectors would bring, and from there to coefficients.
+
+Weight cosines say little about transfer; the first-order gain F_qk = −⟨∇L_q(θ₀), τ_k⟩ says much (docs/descinit.md).
+So gains are predicted, not weights:
+
+1. F̂(d) = w(d)·F: kernel ridge over the tasks whose gradient is known. The kernel is the mean of a fixed one,
+   exp(−(1 − cos)/0.3), and of ⟨h(d), h(d′)⟩ with the learned embedding h, which imitates the similarity of rows of F.
+2. Σ: the second moment of what the same ridge gets wrong about each known task when that task is left out.
+3. The coefficients maximise the expected gain less its risk and the size of the step, with ḡ the mean of diag G:
+       c = argmax cᵀF̂ − ½ cᵀMc = M⁻¹F̂,    M = λG/ḡ + βΣ
+   λ (nats) stands for the curvature of the loss over one known vector's length; β (1/nats) makes directions dear in
+   which tasks differ in ways that no description tells, class shares above all.
+4. The strength z = cᵀF̂/√(cᵀΣc) is the expected gain in units of its own uncertainty. Below a threshold, chosen so that
+   of the left-out known tasks above it 95 % realise at least a fifth of the gain predicted, the rule abstains.
+
+The constants were chosen on development tasks (decision 0008).
+
+Source: the ComGrad note, §2–3 (coordinates in known vectors from descriptions); gains as the target, the risk term and
+the abstention are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from comgrad.describe import targets
+from comgrad.describe.head import Head, fit_head
+from comgrad.errors import Undefined
+from comgrad.predict.evidence import Evidence, Matrix, Prediction, Query, Vector
+from comgrad.predict.ridge import left_out_weights, similarity_kernel, weights_at
+
+WIDTH = 0.3  # of the fixed kernel
+NOISE = 1.0  # of the ridge, where kernels have a diagonal of about 1
+CURVATURE = 1.0  # λ
+RISK = 100.0  # β
+SURE = 0.95
+REALISED = 0.2
+FEWEST = 8
+Rows = Float[np.ndarray, "n d"]
+
+
+@dataclass(frozen=True)
+class Functional:
+    """The rule fitted to evidence of which at least `FEWEST` tasks have gradients.
+
+    Args:
+        evidence: what is known.
+        learned: h; without it the fixed kernel is used alone.
+    """
+
+    evidence: Evidence
+    learned: Head | None = None
+    curvature: float = CURVATURE
+    risk: float = RISK
+
+    @classmethod
+    def of(cls, evidence: Evidence, *, learned: bool = True) -> Functional:
+        """The rule with h learned from the evidence (milliseconds), or with the fixed kernel alone."""
+        if not learned:
+            return cls(evidence)
+        at = evidence.with_gradient
+        similarity = targets.functional(evidence.gains[at], evidence.gram, RISK)
+        return cls(evidence, fit_head(evidence.embeddings[at], similarity))
+
+    def __post_init__(self) -> None:
+        n = int(self.evidence.with_gradient.sum())
+        if n < FEWEST:
+            raise Undefined(
+                f"{n} tasks with gradients",
+                f"predicting gains takes at least {FEWEST}",
+                "add vectors with --examples, or use another rule",
+            )
+
+    @cached_property
+    def _rows(self) -> Rows:
+        rows: Rows = self.evidence.embeddings[self.evidence.with_gradient]
+        return rows
+
+    @cached_property
+    def _gains(self) -> Float[np.ndarray, "q k"]:
+        gains: Float[np.ndarray, "q k"] = self.evidence.gains[self.evidence.with_gradient]
+        return gains
+
+    def _kernel(self, a: Rows) -> Float[np.ndarray, "n q"]:
+        """Kernel of rows with the known rows."""
+        fixed = similarity_kernel(a, self._rows, WIDTH)
+        if self.learned is None:
+            return fixed
+        own = self.learned(self._rows)
+        unit = float(np.median(np.einsum("ij,ij->i", own, own)))
+        if unit <= 0.0:
+            return fixed
+        mixed: Float[np.ndarray, "n q"] = (fixed + self.learned(a) @ own.T / unit) / 2.0
+        return mixed
+
+    @cached_property
+    def _known(self) -> Matrix:
+        return self._kernel(self._rows)
+
+    @cached_property
+    def _left_out(self) -> Float[np.ndarray, "q k"]:
+        """Each known task's gains as predicted from the other tasks."""
+        predicted: Float[np.ndarray, "q k"] = left_out_weights(self._known, NOISE) @ self._gains
+        return predicted
+
+    @cached_property
+    def uncertainty(self) -> Matrix:
+        """Σ (K, K), nats²."""
+        wrong = self._gains - self._left_out
+        second: Matrix = wrong.T @ wrong / len(wrong)
+        return second
+
+    @cached_property
+    def penalty(self) -> Matrix:
+        """M = λG/ḡ + βΣ (K, K), nats."""
+        gram = self.evidence.gram
+        M: Matrix = self.curvature * gram / np.diag(gram).mean() + self.risk * self.uncertainty
+        return M
+
+    def gains_at(self, query: Query) -> Vector:
+        """F̂(d), nats."""
+        gains: Vector = weights_at(self._known, self._kernel(query.embedding[None])[0], NOISE) @ self._gains
+        return gains
+
+    def predict(self, query: Query) -> Prediction:
+        """Coefficients for a description, or an abstention."""
+        expected = self.gains_at(query)
+        c = np.linalg.solve(self.penalty, expected)
+        strength = _strength(c, expected, self.uncertainty)
+        reason = ""
+        if not strength >= self.threshold:
+            reason = (
+                f"the gain expected from this description is {strength:.2f} times its own uncertainty; with less than "
+                f"{self.threshold:.2f}, more than one known task in {round(1 / (1 - SURE))} would have been harmed."
+            )
+        return Prediction(c, "functional", float(c @ expected) / 2.0, strength, self.confidence(strength), reason)
+
+    @cached_property
+    def _trial(self) -> tuple[Vector, Bool[np.ndarray, "q"]]:
+        """Each known task as if it were new: its strength, and whether it gains.
+
+        Task q counts as gaining when the first-order gain cᵀF_q is at least a fifth of the predicted cᵀF̂, a margin for
+        the curvature that neither sees; c is predicted without q's gradient and without τ_q.
+        """
+        owners = np.flatnonzero(self.evidence.with_gradient)
+        strengths, gained = np.empty(len(owners)), np.empty(len(owners), dtype=bool)
+        for row, own in enumerate(owners):
+            others = np.delete(np.arange(len(self.evidence)), own)
+            square = np.ix_(others, others)
+            expected = self._left_out[row, others]
+            c = np.linalg.solve(self.penalty[square], expected)
+            strengths[row] = _strength(c, expected, self.uncertainty[square])
+            gained[row] = c @ self._gains[row, others] > REALISED * c @ expected
+        return strengths, gained
+
+    @cached_property
+    def threshold(self) -> float:
+        """The strength to ask for: the least at which 95 % of the known tasks at or above it gain, or infinity."""
+        strengths, gained = self._trial
+        order = np.argsort(-strengths, kind="stable")
+        share = np.cumsum(gained[order]) / np.arange(1, len(order) + 1)
+        good = np.flatnonzero(share >= SURE)
+        return float(strengths[order[good[-1]]]) if len(good) else float("inf")
+
+    def confidence(self, strength: float) -> float:
+        """Share of the known tasks of about this strength that gain, in [0, 1]: isotonic regression on `_trial`."""
+        from sklearn.isotonic import IsotonicRegression
+
+        strengths, gained = self._trial
+        curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(strengths, gained.astype(float))
+        return float(curve.predict([strength])[0])
+
+
+def _strength(c: Vector, expected: Vector, uncertainty: Matrix) -> float:
+    spread = float(c @ uncertainty @ c)
+    return float(c @ expected) / spread**0.5 if spread > 0.0 else 0.0

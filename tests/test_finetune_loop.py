@@ -1,0 +1,230 @@
+"""The loop's checkpoints: whole or not there, of one run only, and a run that goes on from them ends the same."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from comgrad.errors import ComgradError, FileRefused, StorageError
+from comgrad.finetune.checkpoints import last_whole, load_into, seal, step_of, trainable_state_only
+from comgrad.finetune.loop import SCHEDULES, TrainSpec, fine_tune
+from comgrad.finetune.recipes import RECIPES, recipe_named
+from comgrad.finetune.workfolder import digest_of, kept, partial_path, work_folder
+
+
+class Small(nn.Module):
+    """A frozen layer, a trained layer and dropout."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.frozen = nn.Linear(4, width)
+        self.trained = nn.Linear(width, 1)
+        self.drop = nn.Dropout(0.3)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": (self.trained(self.drop(torch.relu(self.frozen(x)))).squeeze(-1) - y).square().mean()}
+
+
+def data(n: int = 40) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    return [{"x": torch.randn(4, generator=generator), "y": float(i % 3)} for i in range(n)]
+
+
+def collate(batch: Any) -> dict[str, Tensor]:
+    return {"x": torch.stack([r["x"] for r in batch]), "y": torch.tensor([r["y"] for r in batch])}
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping_at(step: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done == step:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("stop", [1, 4, 7, 11])
+def test_a_run_taken_up_again_ends_at_the_same_bits(tmp_path: Path, schedule: str, stop: int) -> None:
+    spec = TrainSpec(steps=12, batch_size=8, schedule=schedule, warmup_steps=2, seed=3)  # 2.4 epochs
+    whole, again = Small(), Small()
+    losses = fine_tune(whole, data(), collate, spec, tmp_path / "a", save_every=3)
+    with pytest.raises(Stop):
+        fine_tune(again, data(), collate, spec, tmp_path / "b", save_every=3, progress=stopping_at(stop))
+    again = Small()
+    assert fine_tune(again, data(), collate, spec, tmp_path / "b", save_every=3) == losses
+    assert [step for step, _ in losses] == list(range(1, 13))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(whole.trained.weight, Small().trained.weight)
+
+
+def test_checkpoints_or_not_the_numbers_are_the_same(tmp_path: Path) -> None:
+    a, b = Small(), Small()
+    spec = TrainSpec(steps=5, batch_size=8)
+    assert fine_tune(a, data(), collate, spec, tmp_path / "a") == fine_tune(
+        b, data(), collate, spec, tmp_path / "b", save_every=1
+    )
+    assert torch.equal(a.trained.weight, b.trained.weight)
+    assert not list((tmp_path / "a").glob("checkpoint-*"))
+
+
+def test_a_finished_run_is_loaded_not_trained_again(tmp_path: Path) -> None:
+    spec, seen = TrainSpec(steps=4, batch_size=8), []
+    first, again = Small(), Small()
+    losses = fine_tune(first, data(), collate, spec, tmp_path, save_every=2)
+    assert (
+        fine_tune(again, data(), collate, spec, tmp_path, save_every=2, progress=lambda d, t: seen.append(d)) == losses
+    )
+    assert seen == []
+    assert torch.equal(first.trained.weight, again.trained.weight)
+
+
+def test_a_checkpoint_holds_the_trained_parameters_only(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    fine_tune(Small(), data(), collate, TrainSpec(steps=2, batch_size=8), tmp_path, save_every=1)
+    last = last_whole(tmp_path)
+    assert last is not None
+    assert set(load_file(last / "model.safetensors")) == {"trained.weight", "trained.bias"}
+    assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "unsealed", "extra"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    fine_tune(Small(), data(), collate, TrainSpec(steps=4, batch_size=8), tmp_path, save_every=2)
+    last = tmp_path / "checkpoint-4"
+    file = last / "optimizer.pt"
+    raw = file.read_bytes()
+    match damage:
+        case "cut":
+            file.write_bytes(raw[:-9])
+        case "flip":
+            file.write_bytes(raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:])
+        case "missing":
+            file.unlink()
+        case "unsealed":
+            (last / "complete.json").unlink()
+        case "extra":
+            (last / "model.bin").write_bytes(b"x")
+    found = last_whole(tmp_path)
+    assert found is not None
+    assert step_of(found) == 2
+    assert not last.exists()
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    fine_tune(Small(), data(), collate, TrainSpec(steps=1, batch_size=8), tmp_path, save_every=1)
+    other = Small()
+    other.frozen.requires_grad_(True)
+    with pytest.raises(FileRefused, match="it is of another set of trainable parameters"):
+        load_into(other, tmp_path / "checkpoint-1")
+
+
+def test_the_models_state_is_its_own_again_after_training() -> None:
+    model = Small()
+    with trainable_state_only(model):
+        assert set(model.state_dict()) == {"trained.weight", "trained.bias"}
+    assert len(model.state_dict()) == 4
+
+
+def test_a_disk_that_takes_no_more_is_an_error_in_three_parts(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            fine_tune(Small(4000), data(), collate, TrainSpec(steps=2, batch_size=8), tmp_path, save_every=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert last_whole(tmp_path) is None
+
+
+# -- the work folder -----------------------------------------------------------------------------------------------
+def test_a_work_folder_belongs_to_one_specification(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with work_folder(out, {"seed": 0, "rank": 8}) as folder:
+        assert folder.path == partial_path(out) == tmp_path / "out.partial"
+        assert folder.remembered("a", lambda: {"loss": 0.1}) == {"loss": 0.1}
+    with work_folder(out, {"rank": 8, "seed": 0}) as folder:  # the order of keys is no difference
+        assert folder.remembered("a", lambda: pytest.fail("computed twice")) == {"loss": 0.1}
+    with (
+        pytest.raises(ComgradError, match=r"unfinished run with another seed \(0, now 1\); .*mix two runs; .*remove"),
+        work_folder(out, {"seed": 1, "rank": 8}),
+    ):
+        pass
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    with (
+        work_folder(tmp_path / "out", {"a": 1}),
+        pytest.raises(ComgradError, match="another process is training there"),
+        work_folder(tmp_path / "out", {"a": 1}),
+    ):
+        pass
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "out.partial"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("x")
+    with (
+        pytest.raises(ComgradError, match="holds 'thesis.txt'; it is no work folder"),
+        work_folder(tmp_path / "out", {}),
+    ):
+        pass
+    assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_a_specification_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "run.json").write_text("{")
+    with pytest.raises(StorageError, match="it cannot be read"), work_folder(tmp_path / "out", {}):
+        pass
+
+
+def test_what_is_kept_is_said_in_words(tmp_path: Path) -> None:
+    assert kept(tmp_path / "out").startswith("nothing is trained yet")
+    checkpoint = tmp_path / "out.partial" / "checkpoints" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "x").write_text("x")
+    assert kept(tmp_path / "out").startswith("nothing is trained yet")  # not sealed
+    checkpoint.mkdir()
+    (checkpoint / "x").write_text("x")
+    seal(checkpoint)
+    assert "keeps the training up to step 7" in kept(tmp_path / "out")
+
+
+def test_digests_depend_on_every_value() -> None:
+    spec = {"a": 1, "b": {"c": "x"}}
+    assert digest_of(spec) == digest_of(json.loads(json.dumps(spec)))
+    assert len({digest_of(s) for s in (spec, {"a": 2, "b": {"c": "x"}}, {"a": 1, "b": {"c": "y"}})}) == 3
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(ComgradError, match="the recipe 'qlora'; there is none of that name; use one of: lora"):
+        recipe_named("qlora")
+    assert all(name == r.name for name, r in RECIPES.items())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"schedule": "zigzag"}, {"seed": -1}, {"seed": 2**32}, {"warmup_steps": -1}, {"learning_rate": float("nan")}],
+)
+def test_impossible_loops_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ComgradError):
+        TrainSpec(**bad)
