@@ -46,7 +46,7 @@ def main() -> None:
             task = load_task(starter("tasks", task_id))
             starts = {"zero": known.zero_start(known.usual_rank()).vector}
             starts["description"] = predict(known, task.description).vector
-            starts["description + 64 examples"] = predict(
+            starts["description + 160 examples"] = predict(
                 known, task.description, task_dir=starter("tasks", task_id)
             ).vector
             for seed in range(options.seeds):

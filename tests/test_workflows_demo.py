@@ -15,7 +15,7 @@ def test_the_demo_does_the_whole_job(tmp_path: Path, home: Path) -> None:
     lines: list[str] = []
     result = run_demo(tmp_path / "out", task_id="acceptability-irregular-forms", steps=2, say=lines.append)
     assert result["adapters"] == 38
-    assert {"from zero", "from the description", "from the description and 64 examples"} == set(result["curves"])
+    assert {"from zero", "from the description", "from the description and 160 examples"} == set(result["curves"])
     for readings in result["curves"].values():
         assert [r["step"] for r in readings] == [0, 1, 2]
     assert result["neighbours_of_same_family"] > 0.6

@@ -119,9 +119,10 @@ def _map(known: Known, out: Path, say: Say) -> tuple[list[Point], Layout]:
 
 def _suggest(known: Known, task_id: str, task: Task, out: Path, say: Say) -> dict[str, Suggestion]:
     say(f"\n4. a task that is not in the registry, in words:\n   “{task.description}”")
+    helped = predict(known, task.description, task_dir=starter("tasks", task_id))
     made = {
         "from the description": predict(known, task.description),
-        "from the description and 64 examples": predict(known, task.description, task_dir=starter("tasks", task_id)),
+        f"from the description and {helped.examples} examples": helped,
     }
     for name, s in made.items():
         best = ", ".join(f"{x.coefficient:+.3f} {x.name}" for x in s.sources[:3]) or "nothing"
