@@ -210,8 +210,9 @@ def test_doctor_audits_every_blob(filled: Run, home: Path) -> None:
     code, out, _ = filled("doctor", "--json")
     report = json.loads(out)
     assert (code, report["ok"]) == (0, True)
-    assert any("8 of 8" in c["detail"] for c in report["checks"])
-    blob = next(p for p in (home / "blobs").rglob("*") if p.is_file() and len(p.name) == 64)
+    assert any("16 of 16" in c["detail"] for c in report["checks"])
+    vectors = {v["digest"] for v in json.loads(filled("list", "--json")[1])}
+    blob = next(p for p in (home / "blobs").rglob("*") if p.name in vectors)
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.chmod(0o644)

@@ -43,6 +43,14 @@ def bench() -> Bench:
     return Bench.open(resolve_base(BASE))
 
 
+@pytest.fixture(scope="module")
+def zoo(zoo: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three shipped adapters without the gradients that they come with."""
+    folder = tmp_path_factory.mktemp("bare")
+    bare = shutil.ignore_patterns(GRADIENT_FILE, FACTS_FILE)
+    return [Path(shutil.copytree(z, folder / z.name, ignore=bare)) for z in zoo[:3]]
+
+
 @pytest.fixture
 def few(tasks: list[Path], tmp_path: Path) -> Path:
     """A shipped task with twelve of its training examples."""

@@ -31,6 +31,7 @@ from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import resolve_base
 from comgrad.workflows.adding import AddRequest, add_paths
+from comgrad.workflows.gradients import read_gradient_file
 from comgrad.workflows.training import TrainRequest, train, what_is_kept
 from comgrad.workflows.training_data import divided
 from training_models import (
@@ -44,7 +45,13 @@ from training_models import (
     task_folder,
 )
 
-FILES = {"adapter_config.json", "adapter_model.safetensors", "task_card.json"}
+FILES = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "task_card.json",
+    "task_gradient.json",
+    "task_gradient.safetensors",
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,12 @@ def test_from_zero_it_learns_and_what_is_written_is_what_was_measured(tmp_path: 
     assert made.accuracy_after > made.accuracy_before
     assert made.evaluated_on == "test"
     assert set(files(tmp_path / "out")) == FILES
+    gradient = read_gradient_file(tmp_path / "out")
+    assert gradient is not None
+    assert gradient.facts.examples == len(load_task(task).split("train"))
+    plain = open_harness(resolve_base(bert), load_task(task))
+    train_loss = plain.score(plain.wrap(plain.fresh()), load_task(task).split("train")).loss
+    assert gradient.facts.loss == pytest.approx(train_loss, abs=1e-5)
     assert not (tmp_path / "out.partial").exists()
     harness, model = stock(bert, tmp_path / "out", task)
     score = harness.score(model, load_task(task).split("test"))

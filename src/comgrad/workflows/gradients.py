@@ -17,7 +17,7 @@ import numpy as np
 from comgrad.errors import ComgradError, FileRefused, NotFound, ShapeMismatch
 from comgrad.registry.gradients import GradientEntry, GradientFacts
 from comgrad.vectors.task_vector import TaskVector
-from comgrad.weights.bases import resolve_base
+from comgrad.weights.bases import BaseModel, resolve_base
 from comgrad.weights.layouts import layout_of
 from comgrad.weights.storage import atomic_write_bytes
 from comgrad.weights.strict_json import read_json
@@ -52,9 +52,12 @@ class GradientMaker:
     def __init__(self) -> None:
         self._open: tuple[Path, Bench, nn.Module] | None = None
 
-    def make(self, vector: TaskVector, task: Task) -> Gradient:
+    def make(self, vector: TaskVector, task: Task, base: BaseModel | None = None) -> Gradient:
         """The gradient of the task's loss at the vector's base, for the matrices that the vector changes and for the
         attention's projections, which other vectors are likely to change; from at most 160 training examples.
+
+        Args:
+            base: the vector's base; default: looked for by its name.
 
         Raises:
             NotFound: the base is not on this machine. BaseMismatch: another base goes by that name here.
@@ -63,16 +66,16 @@ class GradientMaker:
         from comgrad.evaluate.tangent import compressed_gradient
 
         examples = chosen(task)
-        bench, encoder = self._bench(vector)
+        bench, encoder = self._bench(vector, base)
         names = _names(vector, {n: tuple(p.shape) for n, p in encoder.named_parameters()})
         found = compressed_gradient(bench, task, examples, names=names, rank=RANK, encoder=encoder)
         return described(found, task, examples)
 
-    def _bench(self, vector: TaskVector) -> tuple[Bench, nn.Module]:
+    def _bench(self, vector: TaskVector, base: BaseModel | None) -> tuple[Bench, nn.Module]:
         from comgrad.evaluate.causal import is_causal
         from comgrad.evaluate.classifier import Bench
 
-        base = resolve_base(vector.base.name)
+        base = base or resolve_base(vector.base.name)
         if self._open is None or self._open[0] != base.path:
             try:
                 if is_causal(base.path):

@@ -187,7 +187,7 @@ def _gradient_files(run: _Run, vector: TaskVector) -> dict[str, bytes]:
     """The task's gradient at θ₀ on its training examples, which the registry predicts gains from, as files beside the
     adapter; none where the base has no prompt head."""
     try:
-        made = GradientMaker().make(vector, replace(run.task, examples=tuple(run.data.train)))
+        made = GradientMaker().make(vector, replace(run.task, examples=tuple(run.data.train)), run.base)
     except ComgradError as error:
         if error.code != "no-prompt-head":
             raise

@@ -82,6 +82,13 @@ def forced(fold: Fold, aid: Aid, *, rule: str) -> Outcome:
     return Outcome(found.coefficients, strength=found.strength, expected_gain=found.expected_gain)
 
 
+def bold(fold: Fold, aid: Aid) -> Outcome:
+    """Functional coefficients and half of softmax5's: more gain where a relative exists, more harm elsewhere."""
+    del aid
+    safe, near = (RULES[rule](fold.evidence, fold.query).coefficients for rule in ("functional", "softmax5"))
+    return Outcome(safe + 0.5 * near)
+
+
 def family_mean(fold: Fold, aid: Aid) -> Outcome:
     """The mean of the fold's vectors of the query's family; of all where there is none."""
     same = np.array([f == aid.family for f in fold.families])
@@ -147,6 +154,7 @@ def _table() -> list[Method]:
             "functional", partial(by_rule, rule="functional"), "**ours**: predicted gains, charged for risk; abstains"
         ),
         Method("functional-forced", partial(forced, rule="functional"), "the same, never abstaining"),
+        Method("bold", bold, "functional-forced plus half of softmax5: the other end of the trade"),
         Method("random-coefficients", random_coefficients, "random sum with the mean's norm", needs="nothing", code=()),
         Method("random-lora", random_lora, "random adapter with a known one's norms", needs="nothing", code=()),
     ]
