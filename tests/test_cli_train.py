@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ MORE = {
     "evaluated_on",
     "examples",
     "trainable_parameters",
+    "trainable_share",
     "share",
     "resumed_from",
     "seconds",
@@ -76,9 +78,43 @@ def test_people_get_a_table_and_the_next_command(run: Run, tmp_path: Path, base:
         "train", "--task", task, "--base", base, "--init", init, "--share", 0.5, "--steps", 2, "-o", tmp_path / "out"
     )
     assert code == 0, err
-    for word in ("24 examples (test)", "base", "start", "after 2 steps", "(50% of the adapter)", "comgrad add"):
+    for word in ("24 examples (test)", "base", "start", "after 2 steps", "(50% of the adapter, ", "comgrad add"):
         assert word in out
     assert "Error" not in err
+
+
+def test_a_dense_recipe_prints_its_share_and_its_vector_can_be_added(
+    run: Run, tmp_path: Path, base: Path, task: Path
+) -> None:
+    options = ("--task", task, "--base", base, "--steps", 2, "--recipe", "attention-linear", "--precision", "bf16")
+    extra = ("--regulariser", "orthoreg", "--regulariser-weight", 0.01)
+    code, out, err = run("train", *options, *extra, "-o", tmp_path / "out")
+    assert code == 0, err
+    assert "trained 4,608 parameters (" in out
+    assert "% of the model) on 60 examples" in out
+    assert "of the adapter" not in out
+    code, out, _ = run("train", *options, "-o", tmp_path / "again", "--json")
+    made = json.loads(out)
+    assert set(made) >= PROMISED | MORE
+    assert (made["trainable_parameters"], made["share"], made["linearised"]) == (4608, 1.0, False)
+    assert 0.0 < made["trainable_share"] < 1.0
+    code, out, _ = run("add", tmp_path / "out", "--json")
+    assert [r["status"] for r in json.loads(out)] == ["added"]
+
+
+def test_the_help_names_every_recipe_regulariser_and_default(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comgrad.finetune.recipes import RECIPES
+    from comgrad.finetune.regularisers import REGULARISERS
+    from comgrad.finetune.spec import PRECISIONS
+
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, _ = run("train", "--help")
+    assert code == 0
+    shown = re.sub(r"[│\s]", "", out)  # a narrow terminal breaks words
+    wanted = {*RECIPES, *REGULARISERS, *PRECISIONS}
+    wanted |= {f"{r.spec.learning_rate:.15f}".rstrip("0") for r in RECIPES.values()}
+    wanted |= {str(r.spec.warmup_steps) for r in RECIPES.values()} | {r.spec.schedule for r in RECIPES.values()}
+    assert {w for w in wanted if w not in shown} == set()
 
 
 def test_a_result_of_suggest_is_a_start(
@@ -101,10 +137,15 @@ def test_a_result_of_suggest_is_a_start(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--recipe", "qlora"), "error: the recipe 'qlora'; there is none of that name; use one of: lora"),
+        (("--recipe", "qlorb"), "error: the recipe 'qlorb'; there is none of that name; use one of: lora"),
         (("--share", "2"), "error: the share 2.0; a part of the parameters is more than 0 and at most 1"),
         (("--init", "nowhere"), "error: 'nowhere'; there is no such directory"),
         (("--learning-rate", "0"), "a positive learning rate"),
+        (
+            ("--recipe", "nonlinear", "--rank", "4"),
+            "error: --rank with the recipe 'nonlinear'; it trains whole tensors",
+        ),
+        (("--regulariser", "orthoreg"), "error: --regulariser without --regulariser-weight, or the other way round"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr(

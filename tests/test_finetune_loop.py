@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from comgrad.errors import ComgradError, FileRefused, StorageError
 from comgrad.finetune.checkpoints import last_whole, load_into, seal, step_of, trainable_state_only
+from comgrad.finetune.guard import memory_errors
 from comgrad.finetune.loop import SCHEDULES, TrainSpec, fine_tune
 from comgrad.finetune.recipes import RECIPES, recipe_named
 from comgrad.finetune.workfolder import digest_of, kept, partial_path, work_folder
@@ -153,6 +156,110 @@ def test_a_disk_that_takes_no_more_is_an_error_in_three_parts(tmp_path: Path) ->
     assert last_whole(tmp_path) is None
 
 
+# -- what can go wrong ---------------------------------------------------------------------------------------------
+class Sums(nn.Module):
+    """A loss that is no number on examples without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": ((x @ self.w) - y).square().mean()}
+
+
+def test_a_batch_with_a_loss_that_is_no_number_is_named_and_earlier_checkpoints_stay(tmp_path: Path) -> None:
+    rows = data(40)
+    rows[17] = {**rows[17], "y": float("nan")}
+    with pytest.raises(ComgradError, match=r"the loss of step \d+ is nan; training diverged") as caught:
+        fine_tune(Sums(), rows, collate, TrainSpec(steps=12, batch_size=8, seed=1), tmp_path, save_every=1)
+    step = int(str(caught.value).split("step ")[1].split(" ")[0])
+    named = re.search(r"rows ([\d, ]+) of the training examples", str(caught.value))
+    assert named is not None
+    assert 17 in (batch := [int(i) for i in named[1].split(", ")])
+    assert len(batch) == 8
+    last = last_whole(tmp_path)
+    assert (step_of(last) if last is not None else 0) == step - 1
+    clean = [r for i, r in enumerate(rows) if i != 17]
+    assert len(fine_tune(Sums(), clean, collate, TrainSpec(steps=12, batch_size=8, seed=1), tmp_path / "clean")) == 12
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
+    class Jumps(Sums):
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"loss": (self.w * 0.0).sum() + torch.sqrt(self.w.abs().sum())}  # finite, its gradient is not
+
+    with pytest.raises(ComgradError, match="the weights after step 1 are not finite; training diverged; lower"):
+        fine_tune(Jumps(), data(), collate, TrainSpec(steps=3, batch_size=8), tmp_path, save_every=1)
+    assert last_whole(tmp_path) is None
+
+
+def test_a_full_memory_says_what_to_lower(tmp_path: Path) -> None:
+    class Greedy(Sums):
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"loss": torch.ones(2**46).sum() + self.w.sum()}  # 256 TiB
+
+    pattern = (
+        r"steps of 8 examples in fp32; the memory is not enough \(.*\); lower the batch size, shorten the texts or"
+    )
+    with pytest.raises(ComgradError, match=pattern) as caught:
+        fine_tune(Greedy(), data(), collate, TrainSpec(steps=1, batch_size=8), tmp_path)
+    assert caught.value.code == "out-of-memory"
+
+
+def test_other_errors_are_not_taken_for_a_full_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors(TrainSpec()):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+# -- precision -----------------------------------------------------------------------------------------------------
+class Records(nn.Module):
+    """What its arithmetic was done in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        out = self.layer(x)
+        self.seen.append(out.dtype)
+        return {"loss": (out.squeeze(-1).float() - y).square().mean()}
+
+
+def test_bf16_is_for_the_arithmetic_only_and_for_this_run_only(tmp_path: Path) -> None:
+    model = Records()
+    spec = TrainSpec(steps=3, batch_size=8, precision="bf16")
+    fine_tune(model, data(), collate, spec, tmp_path / "a")
+    assert set(model.seen) == {torch.bfloat16}
+    assert model.layer.weight.dtype == torch.float32
+    model(**collate(data(2)))
+    assert model.seen[-1] == torch.float32
+    plain = Records()
+    fine_tune(plain, data(), collate, replace(spec, precision="fp32"), tmp_path / "b")
+    assert set(plain.seen) == {torch.float32}
+
+
+def test_a_bf16_run_taken_up_again_ends_at_the_same_bits(tmp_path: Path) -> None:
+    spec = TrainSpec(steps=6, batch_size=8, precision="bf16", seed=3)
+    whole, again = Small(), Small()
+    losses = fine_tune(whole, data(), collate, spec, tmp_path / "a", save_every=2)
+    with pytest.raises(Stop):
+        fine_tune(again, data(), collate, spec, tmp_path / "b", save_every=2, progress=stopping_at(5))
+    again = Small()
+    assert fine_tune(again, data(), collate, spec, tmp_path / "b", save_every=2) == losses
+    assert torch.equal(whole.trained.weight, again.trained.weight)
+
+
+def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
+    spec = TrainSpec(steps=1, batch_size=8, precision="fp16")
+    with pytest.raises(
+        ComgradError, match="'fp16'; fp16 arithmetic needs a CUDA GPU, .* on cpu; use bf16 or fp32"
+    ) as caught:
+        fine_tune(Small(), data(), collate, spec, tmp_path)
+    assert caught.value.code == "no-precision"
+
+
 # -- the work folder -----------------------------------------------------------------------------------------------
 def test_a_work_folder_belongs_to_one_specification(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -216,14 +323,21 @@ def test_digests_depend_on_every_value() -> None:
 
 # -- recipes ---------------------------------------------------------------------------------------------------------
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(ComgradError, match="the recipe 'qlora'; there is none of that name; use one of: lora"):
-        recipe_named("qlora")
+    with pytest.raises(ComgradError, match="the recipe 'qlorb'; there is none of that name; use one of: lora, "):
+        recipe_named("qlorb")
     assert all(name == r.name for name, r in RECIPES.items())
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"schedule": "zigzag"}, {"seed": -1}, {"seed": 2**32}, {"warmup_steps": -1}, {"learning_rate": float("nan")}],
+    [
+        {"schedule": "zigzag"},
+        {"precision": "fp8"},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"warmup_steps": -1},
+        {"learning_rate": float("nan")},
+    ],
 )
 def test_impossible_loops_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ComgradError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from comgrad.errors import BaseMismatch, ComgradError, ShapeMismatch
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import Delta, Dense, LowRank
-from comgrad.vectors.merge import METHODS, merge
+from comgrad.vectors.merge import METHODS, merge, parameters_of
 from comgrad.vectors.task_vector import Deferred, TaskVector
 
 BASE = BaseRef("b")
@@ -97,7 +99,56 @@ def test_refusals(
         merge(vectors, method, weights)
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "words"),
+    [
+        ("ties", {"density": 0.0}, "the density 0; .* above 0 and at most 1; try 0.2"),
+        ("ties", {"density": 1.5}, "the density 1.5"),
+        ("dare", {"density": float("nan")}, "the density nan"),
+        ("breadcrumbs", {"gamma": -0.1}, r"the gamma -0.1; .* in \[0, 1\)"),
+        ("breadcrumbs", {"gamma": 1.0}, "the gamma 1"),
+        ("breadcrumbs", {"density": 0.9, "gamma": 0.2}, "keep and remove more than all .* at most 0.1"),
+        ("dare", {"seed": -1}, "the seed -1; .* 64 bits"),
+        ("dare", {"seed": 2**64}, "from 0 to"),
+        ("ties", {"scope": "layer"}, "the scope 'layer'; .* use one of global, tensor"),
+        ("ties", {"match": "fusion"}, "use one of none, mergekit, peft"),
+        ("magnitude", {"match": "mergekit"}, "use one of none, peft"),
+        ("ties", {"match": "peft", "scope": "global"}, "that tool trims each tensor by itself"),
+        ("knots", {"inner": "knots"}, "use one of ties, sum, dare"),
+        ("sum", {"density": 0.5}, "'density' for the method 'sum'; the method does not read it; .* none"),
+        ("ties", {"seed": 1}, "its parameters: 'density', 'scope', 'match'"),
+        ("tsv-m", {"scope": "global"}, "does not read it"),
+    ],
+)
+def test_parameters_are_checked(method: str, given: dict[str, float], words: str) -> None:
+    with pytest.raises(ComgradError, match=words) as caught:
+        merge([vector(0), vector(1)], method, **given)  # type: ignore[arg-type]
+    assert caught.value.code == "merge-parameter"
+    with pytest.raises(ComgradError, match=words):
+        parameters_of(method, **given)
+
+
 def test_the_table_names_its_sources() -> None:
-    assert set(METHODS) >= {"sum", "mean"}
+    assert set(METHODS) == {"sum", "mean", "magnitude", "ties", "dare", "breadcrumbs", "tsv-m", "iso-c", "knots"}
     for name, row in METHODS.items():
-        assert row.name == name and row.source.startswith("https://arxiv.org/abs/") and row.meaning
+        assert row.name == name
+        assert row.source.startswith("https://arxiv.org/abs/")
+        assert row.meaning
+        assert parameters_of(name) == row.default_values
+        assert set(row.words) <= set(row.parameters)
+
+
+def test_defaults_are_what_is_used_when_nothing_is_given() -> None:
+    vectors = [vector(0), vector(1)]
+    for name, row in METHODS.items():
+        one, two = merge(vectors, name), merge(vectors, name, [1.0, 1.0], **row.default_values)
+        assert all(one.tensors[n].dense().equal(two.tensors[n].dense()) for n in one.tensors)
+    assert parameters_of("ties", match="peft") == {"density": 0.2, "scope": "tensor", "match": "peft"}
+
+
+def test_every_method_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "merging.md").read_text()
+    for name, row in METHODS.items():
+        assert f"| `{name}` |" in page
+        assert row.source in page
+        assert all(f"`{p}` {v}" in page for p, v in row.default_values.items()), name

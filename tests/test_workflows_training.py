@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from comgrad.describe.task import Example, Task, load_task
 from comgrad.errors import BaseMismatch, ComgradError, FileRefused, NotFound, StorageError, UnsupportedAdapter
@@ -436,7 +438,7 @@ def refused(request: TrainRequest, out: Path, match: str, kind: type[ComgradErro
 
 def test_requests_that_cannot_be_met_are_refused_early(tmp_path: Path, bert: Path, task: Path, init: Path) -> None:
     out = tmp_path / "out"
-    refused(ask(task, bert, recipe="qlora"), out, "the recipe 'qlora'; .*use one of: lora")
+    refused(ask(task, bert, recipe="qlorb"), out, "the recipe 'qlorb'; .*use one of: lora")
     refused(ask(task, bert, share=0.0), out, "more than 0 and at most 1")
     refused(ask(task, bert, share=float("nan")), out, "more than 0 and at most 1")
     refused(ask(task, bert, share=0.001), out, "give at least")
@@ -526,9 +528,22 @@ def test_an_init_with_a_number_that_is_none_is_refused(tmp_path: Path, bert: Pat
     refused(ask(task, bert, init=bad), tmp_path / "out", "NaN|infinit|finite", FileRefused)
 
 
-def test_a_diverging_run_keeps_nothing_that_could_only_diverge_again(tmp_path: Path, bert: Path, task: Path) -> None:
-    error = refused(ask(task, bert, learning_rate=1e30), tmp_path / "out", "training diverged.*lower the learning rate")
-    assert error.code == "diverged"
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, bert: Path, task: Path) -> None:
+    pattern = (
+        r"the loss of step (\d+) is (nan|inf); training diverged; lower the learning rate, or look at the examples of "
+        r"this batch \(rows ([\d, ]+) of the training examples, from 0\); '.*out.partial' keeps the training up to step "
+        r"(\d+); remove '.*out.partial' before another try"
+    )
+    with pytest.raises(ComgradError, match=pattern) as caught:
+        train(ask(task, bert, learning_rate=1e30), tmp_path / "out")
+    assert caught.value.code == "diverged"
+    found = re.search(pattern, str(caught.value))
+    assert found is not None
+    assert int(found[4]) == int(found[1]) - 1  # a checkpoint after every step here
+    assert len(set(map(int, found[3].split(", ")))) == 8
+    saved = load_file(tmp_path / "out.partial" / "checkpoints" / f"checkpoint-{found[4]}" / "model.safetensors")
+    assert all(bool(t.isfinite().all()) for t in saved.values())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_card_that_could_not_be_written_is_refused_before_training(tmp_path: Path, bert: Path) -> None:

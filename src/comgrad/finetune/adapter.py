@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from comgrad.errors import ComgradError, ShapeMismatch
-from comgrad.types import BaseRef
+from comgrad.errors import ComgradError
+from comgrad.finetune.trainable import Start, Trainable, check_fits, renamed
 from comgrad.vectors.delta import LowRank
 from comgrad.vectors.peft import read_peft
 from comgrad.vectors.peft_write import write_peft
@@ -19,57 +18,27 @@ from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.names import NameIndex
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run starts: θ₀ + frozen + trained.
-
-    Args:
-        base: the base, and `base_path` its folder.
-        trained: the adapter that is trained.
-        frozen: a part of the result that is added to the model's weights and stays as it is.
-    """
-
-    base: BaseRef
-    base_path: Path
-    trained: TaskVector
-    frozen: TaskVector | None = None
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A model ready for the loop.
-
-    Args:
-        model: what to put the task's head on.
-        parameters: number of trainable parameters.
-        collect: the whole task vector relative to θ₀ as it is now, under the model's own parameter names.
-    """
-
-    model: nn.Module
-    parameters: int
-    collect: Callable[[], TaskVector]
-
-
-def on_adapter(model: nn.Module, start: Start) -> Trainable:
+def on_adapter(model: nn.Module, start: Start, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Trainable:
     """Add the frozen part to the model's weights and put the trained part on it as a PEFT adapter.
+
+    Args:
+        shapes: of the model's weights, where its parameters do not have them (4-bit weights are packed).
 
     Raises:
         ShapeMismatch, NotFound: a tensor that the model has not, or has in another shape.
     """
-    names = NameIndex(n for n, _ in model.named_parameters())
-    trained = _renamed(start.trained, names)
-    frozen = _renamed(start.frozen, names) if start.frozen is not None else None
+    if start.trained is None:
+        raise ComgradError(
+            "a start without an adapter", "there is nothing to train", "start from zero or from one", code="bad-start"
+        )
     parameters = dict(model.named_parameters())
+    total = sum(p.numel() for p in parameters.values())
+    names = NameIndex(parameters)
+    trained = renamed(start.trained, names)
+    frozen = renamed(start.frozen, names) if start.frozen is not None else None
     for vector in (trained, frozen):
-        for name, d in vector.tensors.items() if vector is not None else ():
-            stored = d.shape[::-1] if d.transposed else d.shape
-            wanted = getattr(d, "weight_shape", None) or stored
-            if tuple(parameters[name].shape) != tuple(wanted):
-                raise ShapeMismatch(
-                    f"'{name}' of shape {tuple(wanted)}",
-                    f"the model has it with shape {tuple(parameters[name].shape)}",
-                    "use the base that the adapter was made for",
-                )
+        if vector is not None:
+            check_fits(vector, shapes or {n: tuple(p.shape) for n, p in parameters.items()})
     if frozen is not None:
         with torch.no_grad():
             for name, d in frozen.tensors.items():
@@ -78,10 +47,10 @@ def on_adapter(model: nn.Module, start: Start) -> Trainable:
     count = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
 
     def collect() -> TaskVector:
-        now = _renamed(_read_back(peft_model, start), names)
+        now = renamed(_read_back(peft_model, start), names)
         return now if frozen is None else TaskVector(start.base, dict(frozen.tensors)) + now
 
-    return Trainable(peft_model, count, collect)
+    return Trainable(peft_model, count, total, collect, lambda: _changes(peft_model))
 
 
 def _with_peft(model: nn.Module, trained: TaskVector) -> nn.Module:
@@ -109,5 +78,17 @@ def _read_back(peft_model: nn.Module, start: Start) -> TaskVector:
         return read_peft(Path(folder), base=start.base_path)
 
 
-def _renamed(vector: TaskVector, names: NameIndex) -> TaskVector:
-    return TaskVector(vector.base, {names.resolve(n): d for n, d in vector.tensors.items()})
+def _changes(peft_model: nn.Module) -> dict[str, Tensor]:
+    """Module → s·B·A with its graph."""
+    from peft.tuners.lora import LoraLayer
+
+    return {
+        name: module.get_delta_weight(adapter)
+        for name, module in peft_model.named_modules()
+        if isinstance(module, LoraLayer)
+        for adapter in module.active_adapters
+        if adapter in module.lora_A
+    }
+
+
+__all__ = ["Start", "Trainable", "on_adapter"]

@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from comgrad.errors import ComgradError, StorageError
+from comgrad.errors import ComgradError
 from comgrad.finetune.checkpoints import last_whole, load_into, seal, step_of, trainable_state_only
-from comgrad.weights.storage import storage_error
+from comgrad.finetune.guard import broken_weights, diverged, memory_errors, storage_errors
+from comgrad.finetune.spec import PRECISIONS, SCHEDULES, TrainSpec
 
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """What a run is made of. The defaults are the recipe of the starter zoo's adapters."""
-
-    steps: int = 80
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 0
-    schedule: str = "constant"
-    max_grad_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rate = self.learning_rate
-        if self.steps < 1 or self.batch_size < 1 or not (rate > 0 and math.isfinite(rate)) or self.warmup_steps < 0:
-            raise ComgradError(
-                f"{self.steps} steps, batch size {self.batch_size}, learning rate {rate}, {self.warmup_steps} of warm-up",
-                "a run needs at least one step, one example a batch and a positive learning rate",
-                "correct the numbers",
-                code="bad-recipe",
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ComgradError(
-                f"the seed {self.seed}", "a seed is a whole number below 2³²", "give another", code="bad-recipe"
-            )
-        if self.schedule not in SCHEDULES:
-            raise ComgradError(
-                f"the schedule '{self.schedule}'",
-                "there is none of that name",
-                f"use one of: {', '.join(SCHEDULES)}",
-                code="bad-recipe",
-            )
+ROWS = "_rows"  # key of a batch: which training examples are in it
 
 
 def fine_tune(
@@ -61,6 +25,7 @@ def fine_tune(
     spec: TrainSpec,
     out: Path,
     *,
+    regulariser: Callable[[], Tensor] | None = None,
     probe: Callable[[int], None] | None = None,
     probe_at: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -75,6 +40,7 @@ def fine_tune(
         model: returns a mapping with `loss` on a collated batch.
         rows: training examples, as `collate` wants them.
         out: folder for the loop's own files.
+        regulariser: a scalar that is added to the loss of every step (`regularisers.weighted`).
         probe: called with the step number, before training (0) and after each step in `probe_at`.
         progress: called after every step with (done, total).
         save_every: steps between checkpoints; none without it.
@@ -83,10 +49,9 @@ def fine_tune(
         (step, training loss of that step's batch) for every step, also those before an interruption.
 
     Raises:
-        ComgradError: no trainable parameter, or a loss that is not finite. StorageError: a checkpoint cannot be written.
+        ComgradError: no trainable parameter; (`diverged`) a loss that is not finite, with its batch, checkpoints of
+            earlier steps stay; (`out-of-memory`); (`no-precision`). StorageError: a checkpoint cannot be written.
     """
-    from transformers import Trainer
-
     if not any(p.requires_grad for p in model.parameters()):
         raise ComgradError(
             "a model with no trainable parameter",
@@ -94,22 +59,25 @@ def fine_tune(
             "load the adapter as trainable",
             code="nothing-to-train",
         )
+    spec.check_device(next(model.parameters()).device)
     last = last_whole(out) if save_every else None
     if last is not None and step_of(last) >= spec.steps:
         load_into(model, last)
         return _losses(last)
     if probe is not None:
         probe(0)
-    trainer = Trainer(
+    trainer = _trainer(regulariser)(
         model=model,
         args=_arguments(spec, out, model, save_every),
-        train_dataset=list(rows),
-        data_collator=collate,
-        callbacks=[_watch(probe, probe_at, progress)],
+        train_dataset=list(enumerate(rows)),
+        data_collator=_with_rows(collate),
+        callbacks=[_watch(model, probe, probe_at, progress)],
     )
     _quiet(trainer)
-    with trainable_state_only(model), _storage_errors(out), _hushed():
+    with trainable_state_only(model), storage_errors(out), memory_errors(spec), _hushed():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if spec.precision != "fp32":
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the model computes in fp32 again
     return [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
 
 
@@ -127,22 +95,44 @@ def _quiet(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
+def _with_rows(
+    collate: Callable[[list[Mapping[str, Any]]], dict[str, Tensor]],
+) -> Callable[[list[tuple[int, Mapping[str, Any]]]], dict[str, Tensor]]:
+    """Batches that say which examples they are of: the loop reads ahead, so nothing else could."""
+
+    def collated(batch: list[tuple[int, Mapping[str, Any]]]) -> dict[str, Tensor]:
+        return {**collate([row for _, row in batch]), ROWS: torch.tensor([i for i, _ in batch])}
+
+    return collated
+
+
+def _trainer(regulariser: Callable[[], Tensor] | None) -> Any:
+    """The library's loop, whose loss has the regulariser in it and stops the run where it is no number."""
+    from transformers import Trainer
+
+    class Loop(Trainer):  # type: ignore[misc]
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            batch = {k: v for k, v in inputs.items() if k != ROWS}
+            loss = super().compute_loss(model, batch, *args, **kwargs)
+            if regulariser is not None:
+                loss = loss + regulariser()
+            if not bool(torch.isfinite(loss.detach()).all()):
+                raise diverged(self.state.global_step + 1, float(loss.detach().mean()), inputs[ROWS].tolist())
+            return loss
+
+    return Loop
+
+
 def _watch(
-    probe: Callable[[int], None] | None, probe_at: Sequence[int], progress: Callable[[int, int], None] | None
+    model: nn.Module,
+    probe: Callable[[int], None] | None,
+    probe_at: Sequence[int],
+    progress: Callable[[int, int], None] | None,
 ) -> Any:
-    """A callback of the loop: stops at a loss that is not finite, seals checkpoints, tells who watches."""
+    """A callback of the loop: seals checkpoints of weights that are numbers, tells who watches."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs and not math.isfinite(float(logs["loss"])):
-                raise ComgradError(
-                    f"the loss of step {state.global_step} is {logs['loss']}",
-                    "training diverged",
-                    "lower the learning rate",
-                    code="diverged",
-                )
-
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if progress is not None:
                 progress(state.global_step, args.max_steps)
@@ -150,6 +140,8 @@ def _watch(
                 probe(state.global_step)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
+                raise broken_weights(state.global_step)
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Watch()
@@ -168,30 +160,6 @@ def _hushed() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-@contextmanager
-def _storage_errors(out: Path) -> Iterator[None]:
-    """What the libraries make of a full disk, in three parts."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(out, error) from error
-    except SafetensorError as error:
-        raise _unwritable(out, error) from error
-    except RuntimeError as error:
-        if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
-            raise _unwritable(out, error) from error
-        raise
-
-
-def _unwritable(out: Path, error: Exception) -> StorageError:
-    reason = str(error).strip().splitlines()[0][:200]
-    return StorageError(
-        f"a checkpoint in '{out}'", f"it cannot be written ({reason})", "free some space, or write elsewhere"
-    )
-
-
 def _arguments(spec: TrainSpec, out: Path, model: nn.Module, save_every: int | None) -> Any:
     """The recipe in the loop's own terms; it runs on the device the model is on."""
     from transformers import TrainingArguments
@@ -206,6 +174,8 @@ def _arguments(spec: TrainSpec, out: Path, model: nn.Module, save_every: int | N
         warmup_steps=spec.warmup_steps,
         lr_scheduler_type=_schedule(spec),
         max_grad_norm=spec.max_grad_norm,
+        bf16=spec.precision == "bf16",
+        fp16=spec.precision == "fp16",
         seed=spec.seed,
         data_seed=spec.seed,
         logging_steps=1,
@@ -224,3 +194,6 @@ def _arguments(spec: TrainSpec, out: Path, model: nn.Module, save_every: int | N
 def _schedule(spec: TrainSpec) -> str:
     """The loop's `constant` has no warm-up; another of its schedules has."""
     return "constant_with_warmup" if spec.schedule == "constant" and spec.warmup_steps else spec.schedule
+
+
+__all__ = ["PRECISIONS", "SCHEDULES", "TrainSpec", "fine_tune"]

@@ -1,4 +1,4 @@
-"""What a training was asked for, and where it starts: from zero, from an adapter, or on top of one."""
+"""What a training was asked for, and where it starts: from zero, from a known vector, or on top of one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 
 from comgrad.describe.encoder import DEFAULT_ENCODER
 from comgrad.errors import BaseMismatch, ComgradError
-from comgrad.finetune.adapter import Start
-from comgrad.finetune.loop import TrainSpec
 from comgrad.finetune.recipes import Recipe
+from comgrad.finetune.regularisers import regulariser_named
+from comgrad.finetune.selection import select
+from comgrad.finetune.spec import TrainSpec
+from comgrad.finetune.trainable import Start
 from comgrad.predict.start import zero_start
 from comgrad.predict.trainable import low_rank_parts, parameters, split, trainable_set
 from comgrad.registry.card import Card
@@ -20,6 +22,7 @@ from comgrad.vectors.peft import read_peft
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import BaseModel, resolve_base
 from comgrad.weights.layouts import is_input_embedding, layout_of
+from comgrad.workflows.resolve import VECTOR_FILE
 
 A_SEED = 0  # vectors whose A factors start alike can be compared by cosine
 CARD_FILE = "task_card.json"
@@ -31,11 +34,14 @@ class TrainRequest:
 
     Args:
         task_dir: the task folder.
-        init: a PEFT adapter to start from; `merge_init` merges it into the base and trains a fresh one on top.
+        init: a PEFT adapter to start from; `merge_init` merges it into the base and trains a fresh one on top. A recipe
+            that trains the model's own parameters starts at base + init, and takes a dense vector's folder too.
         base: name or path; default: the init's, else the packaged encoder.
         rank: of a start from zero.
         share: part of the adapter's parameters to train, see `predict.trainable`.
         limit_examples: train on so many examples, drawn with the seed.
+        precision: of the arithmetic, see `finetune.spec.TrainSpec`.
+        regulariser: one of `finetune.regularisers.REGULARISERS`, added to the loss times its weight.
     """
 
     task_dir: Path
@@ -52,15 +58,36 @@ class TrainRequest:
     warmup_steps: int | None = None
     seed: int = 0
     limit_examples: int | None = None
+    precision: str | None = None
+    regulariser: str | None = None
+    regulariser_weight: float | None = None
 
     def spec(self, recipe: Recipe) -> TrainSpec:
         """The recipe's loop with what was asked for."""
-        keys = ("steps", "learning_rate", "batch_size", "schedule", "warmup_steps", "seed")
+        keys = ("steps", "learning_rate", "batch_size", "schedule", "warmup_steps", "seed", "precision")
         return replace(recipe.spec, **{k: v for k in keys if (v := getattr(self, k)) is not None})
 
 
-def check_options(request: TrainRequest) -> None:
-    """Refuse options that contradict one another. Raises ComgradError."""
+def check_options(request: TrainRequest, recipe: Recipe) -> None:
+    """Refuse options that contradict one another or the recipe. Raises ComgradError."""
+    if recipe.kind == "dense":
+        _check_dense(request, recipe)
+    if recipe.load is not None and request.init is not None and (request.merge_init or request.share != 1.0):
+        raise ComgradError(
+            f"--merge-init or --share with the recipe '{recipe.name}'",
+            "part of the init would have to be merged into weights of 4 bits, which cannot take a small change",
+            "train the whole init, or use the recipe lora",
+            code="frozen-in-4bit",
+        )
+    if (request.regulariser is None) != (request.regulariser_weight is None):
+        raise ComgradError(
+            "--regulariser without --regulariser-weight, or the other way round",
+            "how strong it should be depends on the task",
+            "give both, or neither",
+            code="bad-options",
+        )
+    if request.regulariser is not None:
+        regulariser_named(request.regulariser)
     if request.merge_init and request.init is None:
         raise ComgradError(
             "--merge-init without --init",
@@ -79,11 +106,37 @@ def check_options(request: TrainRequest) -> None:
         raise ComgradError(f"rank {request.rank}", "an adapter has at least rank 1", "ask for more", code="bad-options")
 
 
+def _check_dense(request: TrainRequest, recipe: Recipe) -> None:
+    for option, given, why in (
+        ("--rank", request.rank is not None, "it trains whole tensors, which have no rank to choose"),
+        ("--share", request.share != 1.0, "a share is of an adapter's directions"),
+        ("--merge-init", request.merge_init, "it merges its init always"),
+    ):
+        if given:
+            raise ComgradError(
+                f"{option} with the recipe '{recipe.name}'",
+                why,
+                "leave it out, or use the recipe lora",
+                code="bad-options",
+            )
+
+
+def opened(init: Path, base: Path | None = None) -> TaskVector:
+    """The vector of an init's folder: a PEFT adapter, or comgrad's own format.
+
+    Raises:
+        ComgradError: as `vectors.peft.read_peft` and `vectors.container.load`.
+    """
+    if not (init / "adapter_config.json").exists() and (init / VECTOR_FILE).exists():
+        return TaskVector.load(init / VECTOR_FILE)
+    return read_peft(init, base=base)
+
+
 def base_of(request: TrainRequest) -> BaseModel:
     """The base that was named, else the init's, else the packaged encoder. Raises NotFound, ComgradError."""
     name = request.base
     if name is None and request.init is not None:
-        name = read_peft(request.init).base.name
+        name = opened(request.init).base.name
     base = resolve_base(name or DEFAULT_ENCODER)
     if not base.path.is_dir():
         raise ComgradError(
@@ -95,14 +148,15 @@ def base_of(request: TrainRequest) -> BaseModel:
     return base
 
 
-def init_of(request: TrainRequest, base: BaseModel) -> TaskVector:
+def init_of(request: TrainRequest, recipe: Recipe, base: BaseModel) -> TaskVector:
     """The init over the training's base.
 
     Raises:
-        BaseMismatch: it stands on another base, or does not fit this one. UnsupportedAdapter: it is not low-rank.
+        BaseMismatch: it stands on another base, or does not fit this one. UnsupportedAdapter: it is not low-rank, and
+            the recipe goes on from factors.
     """
     assert request.init is not None
-    declared = read_peft(request.init).base
+    declared = opened(request.init).base
     claimed = _claimed_fingerprint(request.init) or declared.fingerprint
     same = claimed == base.fingerprint.root if claimed else _last(declared.name) == _last(base.name)
     if not same and (claimed or request.base is None):
@@ -111,7 +165,10 @@ def init_of(request: TrainRequest, base: BaseModel) -> TaskVector:
             f"the base to train is {base.ref.label}",
             "use an init of this base, or name its own with --base",
         )
-    init = read_peft(request.init, base=base.path)
+    init = opened(request.init, base.path)
+    if recipe.kind == "dense":
+        _check_shapes(request.init, init, base)
+        return init
     for name in low_rank_parts(init):
         if is_input_embedding(name):
             raise ComgradError(
@@ -121,6 +178,20 @@ def init_of(request: TrainRequest, base: BaseModel) -> TaskVector:
                 code="init-embedding",
             )
     return init
+
+
+def _check_shapes(path: Path, init: TaskVector, base: BaseModel) -> None:
+    with base.open() as checkpoint:
+        for name, d in init.tensors.items():
+            entry = checkpoint.entries.get(name)
+            stored = getattr(d, "weight_shape", None) or (d.shape[::-1] if d.transposed else d.shape)
+            if entry is None or tuple(entry.shape) != tuple(stored):
+                there = f"it has shape {tuple(entry.shape)}" if entry is not None else "there is none of that name"
+                raise BaseMismatch(
+                    f"the init '{path}' with '{name}' of shape {tuple(stored)}",
+                    f"in the base {base.ref.label} {there}",
+                    "use an init of this base",
+                )
 
 
 def _last(name: str) -> str:
@@ -139,8 +210,16 @@ def start_of(request: TrainRequest, recipe: Recipe, base: BaseModel, init: TaskV
     """The start, and the parameters of the adapter it is a share of.
 
     On top of a merged init comes a fresh adapter on the recipe's tensors; with a share below 1, on the init's own, with
-    the ranks that `trainable_set` gives the init at the fresh adapter's rank.
+    the ranks that `trainable_set` gives the init at the fresh adapter's rank. A recipe that trains the model's own
+    parameters starts at base + init, and its number of parameters is that of its tensors in the base's checkpoint.
+
+    Raises:
+        ComgradError: (`no-targets`, `layout-unknown`) the base has nothing that the recipe trains.
     """
+    if recipe.kind == "dense":
+        with base.open() as checkpoint:
+            shapes = {n: tuple(e.shape) for n, e in checkpoint.entries.items() if e.is_float}
+        return Start(base.ref, base.path, frozen=init), select(shapes, recipe.paradigm).parameters
     rank = request.rank or recipe.rank
     if init is None:
         fresh = _zero(recipe, base, rank)
