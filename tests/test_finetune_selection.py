@@ -61,6 +61,11 @@ def clip() -> nn.Module:
     return transformers.CLIPModel(config)
 
 
+def vit() -> nn.Module:
+    tower = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    return transformers.ViTModel(transformers.ViTConfig(**tower, image_size=8, patch_size=4))
+
+
 VIT = {  # as a ViT checkpoint has them
     "embeddings.cls_token": (1, 1, 8),
     "embeddings.patch_embeddings.projection.weight": (8, 3, 4, 4),
@@ -89,6 +94,7 @@ FAMILIES = {
     "gpt2": (shapes(vectors_models.gpt2()), ("attn.c_attn", "attn.c_proj"), 2),
     "clip": (shapes(clip()), ("q_proj", "k_proj", "v_proj", "out_proj"), 2),
     "vit": (VIT, ("attention.query", "attention.key", "attention.value", "attention.output.dense"), 2),
+    "vit-loaded": (shapes(vit()), ("q_proj", "k_proj", "v_proj", "o_proj"), 2),
     "open_clip": (shapes(OpenClip()), ("attn.in_proj", "attn.out_proj"), 2),
 }
 

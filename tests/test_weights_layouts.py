@@ -23,6 +23,7 @@ from comgrad.weights.layouts import (
     PREFIXES,
     ROLES,
     VIT,
+    VIT_LOADED,
     Layout,
     Role,
     forms,
@@ -247,8 +248,23 @@ def test_select() -> None:
         BERT.select(names, ["query"])
 
 
+def test_a_vit_in_memory_has_the_parts_of_its_checkpoint() -> None:
+    """transformers 5 renames a ViT's blocks when it loads them: role by role there are as many tensors of each shape."""
+    loaded = {n: p.shape for n, p in MODELS["vit"][1]().named_parameters()}
+    assert layout_of(loaded) is VIT_LOADED
+    assert "vit.layers.0.attention.q_proj.weight" in loaded
+    parts = [
+        sorted(
+            (layout.role(n).roles, layout.role(n).kind, layout.role(n).layer or 0, tuple(s)) for n, s in names.items()
+        )
+        for layout, names in ((VIT_LOADED, loaded), (VIT, saved("vit")))
+    ]
+    assert parts[0] == parts[1]
+    assert len(VIT_LOADED.select(loaded, ["q", "k", "v", "o"], kind="weight")) == 8
+
+
 def test_tables_name_only_known_roles() -> None:
-    assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS) == 6
+    assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS) == 7
     for layout in LAYOUTS:
         assert all(set(roles) <= set(ROLES) for _, roles, _ in layout.rows)
         assert len({row[0] for row in layout.rows}) == len(layout.rows)

@@ -36,6 +36,13 @@ class Options:
     with_training: bool
     with_long: bool
     page: Path | None
+    suite: str
+    base: str | None
+    recipes: tuple[str, ...]
+    seeds: tuple[str, ...]
+    steps: int | None
+    quick: bool
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: descinit.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: descinit, addition, disentanglement.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder with tasks/ and zoo/; default: the shipped starter zoo.")
+        Path | None, typer.Option(help="Folder with tasks/ (and zoo/, for descinit); default: what is shipped.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results and everything kept.")] = Path(
         "bench-out"
@@ -73,7 +80,20 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of every choice of examples, and of bootstrap draws.", min=0)] = 0,
     with_training: Annotated[bool, typer.Option(help="Also methods that train.")] = False,
     with_long: Annotated[bool, typer.Option(help="Also methods that take minutes per task.")] = False,
-    page: Annotated[Path | None, typer.Option(help="Write the results page here, its picture beside it.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the results page here, its pictures beside it.")] = None,
+    suite: Annotated[str, typer.Option(help="addition, disentanglement: the frozen tasks and sizes, text8.")] = "text8",
+    base: Annotated[str | None, typer.Option(help="The same: a base model in the place of the suite's.")] = None,
+    recipes: Annotated[Names, typer.Option(help="The same: recipes of comgrad train; default: the suite's.")] = None,
+    seeds: Annotated[Names, typer.Option(help="The same: seeds of training, with commas; default: 0,1,2.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="The same: training steps of every recipe; default: 100.", min=1)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same: three tasks, one seed, 30 steps, to see that it works.")
+    ] = False,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="The same: rows and page of what is kept in --out; work on nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a benchmark; stopped at any time, the same command goes on from there.
@@ -82,11 +102,20 @@ def bench(
     against the mean, nearest neighbours, LoraHub-like search and ceilings. Writes results.csv (one row per task and
     method), summary.csv, waterfall.png and waterfall.html.
 
+    addition, disentanglement: task arithmetic with every recipe of comgrad train on a suite's tasks, and which orderings
+    of the linear-layers paper hold. The first: single tasks, sums, negation, merging methods, cost; the second:
+    disentanglement errors, cosines, Proposition 1. Both share what is trained in --out. With --tasks, on tasks of your
+    own: learning rates are tuned on others, and others are the control tasks. Write results.csv and pictures.
+
     Examples:
 
       comgrad bench descinit -o bench-out
 
       comgrad bench descinit --data data --jobs 2 --growth 10,20,40,80,all --page docs/descinit.md
+
+      comgrad bench addition --data data -o arithmetic --jobs 2 --page docs/arithmetic.md
+
+      comgrad bench disentanglement --data data -o arithmetic --jobs 2 --recipes nonlinear,ntk,attention-linear
     """
     chosen = BENCHMARKS.get(name)
     if chosen is None:
@@ -98,7 +127,8 @@ def bench(
         )
     options = Options(
         data, out, _names(tasks), _names(only), _names(splits), _names(methods), _names(descriptions), _names(growth),
-        test_examples, examples, jobs, seed, with_training, with_long, page,
+        test_examples, examples, jobs, seed, with_training, with_long, page, suite, base, _names(recipes),
+        _names(seeds), steps, quick, kept,
     )  # fmt: skip
     result = chosen.run(options, not as_json)
     if as_json:
@@ -143,6 +173,48 @@ def _show(figures: list[dict[str, Any]], files: list[str], split: str) -> None:
         say(f"wrote {path}")
 
 
+def _arithmetic(what: str) -> Callable[[Options, bool], dict[str, Any]]:
+    """The benchmark of that name of `workflows.bench_arithmetic`."""
+
+    def run_it(options: Options, show: bool) -> dict[str, Any]:
+        from comgrad.workflows.bench_arithmetic.plan import Request
+        from comgrad.workflows.bench_arithmetic.run import run
+
+        request = Request(
+            what=what,
+            data=options.data,
+            out=options.out,
+            suite=options.suite,
+            tasks=options.tasks,
+            base=options.base,
+            recipes=options.recipes,
+            seeds=tuple(_seed(s) for s in options.seeds),
+            steps=options.steps,
+            jobs=options.jobs,
+            quick=options.quick,
+            kept=options.kept,
+        )
+        command = shlex.join(["comgrad", *sys.argv[1:]])
+        with progress("learning rates, trainings, recipes measured") as update:
+            found = run(
+                request, page_file=options.page, command=command, tell=lambda _what, done, total: update(done, total)
+            )
+        if show:
+            claims = [(o["where"], o["claim"], o["mean"], o["verdict"]) for o in found.orderings]
+            table(("where", "the paper's ordering", "difference", "here"), claims)
+            for path in found.files:
+                say(f"wrote {path}")
+        return found.as_dict()
+
+    return run_it
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise ComgradError(f"--seeds {text}", "it is no seed", "give whole numbers with commas", code="bad-options")
+    return int(text)
+
+
 def _names(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
@@ -158,5 +230,10 @@ def _number(text: str) -> int:
 
 
 BENCHMARKS = {
-    b.name: b for b in (Benchmark("descinit", "from a description to a better start, before any training", _descinit),)
+    b.name: b
+    for b in (
+        Benchmark("descinit", "from a description to a better start, before any training", _descinit),
+        Benchmark("addition", "sums, negations and merges of trained vectors", _arithmetic("addition")),
+        Benchmark("disentanglement", "how far vectors leave each other's tasks alone", _arithmetic("disentanglement")),
+    )
 }

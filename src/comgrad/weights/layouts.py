@@ -137,6 +137,15 @@ CLIP = Layout(
     towers=(("text_", "text"), ("vision_", "vision"), ("visual_", "vision")),
 )
 
+_VIT_OUTSIDE: Final[tuple[Row, ...]] = (
+    *_rows("", {"layernorm": "norm", "pooler.dense": "head", "classifier": "head"}),
+    # three- and four-dimensional: no transpose
+    ("embeddings.cls_token!", ("embed",), False),
+    ("embeddings.mask_token!", ("embed",), False),
+    ("embeddings.position_embeddings!", ("embed",), False),
+    ("embeddings.patch_embeddings.projection", ("embed",), False),
+)
+
 VIT = Layout(
     "vit",
     "encoder.layer.{i}.attention.attention.*",
@@ -153,13 +162,25 @@ VIT = Layout(
             "layernorm_after": "norm",
         },
     )
-    + _rows("", {"layernorm": "norm", "pooler.dense": "head", "classifier": "head"})
-    + (  # three- and four-dimensional: no transpose
-        ("embeddings.cls_token!", ("embed",), False),
-        ("embeddings.mask_token!", ("embed",), False),
-        ("embeddings.position_embeddings!", ("embed",), False),
-        ("embeddings.patch_embeddings.projection", ("embed",), False),
-    ),
+    + _VIT_OUTSIDE,
+)
+VIT_LOADED = Layout(  # as transformers 5 names the blocks in memory; it saves them under the names of VIT
+    "vit-loaded",
+    "layers.{i}.attention.*_proj",
+    _rows(
+        "layers.{i}.",
+        {
+            "attention.q_proj": "q",
+            "attention.k_proj": "k",
+            "attention.v_proj": "v",
+            "attention.o_proj": "o",
+            "mlp.fc1": "mlp-in",
+            "mlp.fc2": "mlp-out",
+            "layernorm_before": "norm",
+            "layernorm_after": "norm",
+        },
+    )
+    + _VIT_OUTSIDE,
 )
 
 _OPEN_CLIP_BLOCK: Final[dict[str, str | tuple[str, ...]]] = {
@@ -199,7 +220,7 @@ OPEN_CLIP = Layout(
     towers=(("visual.", "vision"), ("", "text")),
 )
 
-LAYOUTS: Final = (BERT, LLAMA, GPT2, CLIP, VIT, OPEN_CLIP)
+LAYOUTS: Final = (BERT, LLAMA, GPT2, CLIP, VIT, VIT_LOADED, OPEN_CLIP)
 
 
 def layout_of(names: Iterable[str]) -> Layout | None:
@@ -236,6 +257,7 @@ __all__ = [
     "ROLES",
     "TIED_HEADS",
     "VIT",
+    "VIT_LOADED",
     "Layout",
     "NameIndex",
     "Role",

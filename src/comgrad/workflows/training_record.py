@@ -30,7 +30,7 @@ def write_result(run: Run, vector: TaskVector, out: Path, measured: Mapping[str,
     Raises:
         StorageError; ComgradError: as `write_peft`.
     """
-    extra = {CARD_FILE: card_of(run, measured), **_gradient_files(run, vector)}
+    extra = {CARD_FILE: card_of(run, measured), **(_gradient_files(run, vector) if run.request.gradient else {})}
     if not run.dense:
         write_peft(vector, out, extra_files=extra)
         return

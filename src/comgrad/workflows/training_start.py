@@ -42,6 +42,7 @@ class TrainRequest:
         limit_examples: train on so many examples, drawn with the seed.
         precision: of the arithmetic, see `finetune.spec.TrainSpec`.
         regulariser: one of `finetune.regularisers.REGULARISERS`, added to the loss times its weight.
+        gradient: keep the task's gradient beside the result, which the registry predicts gains from.
     """
 
     task_dir: Path
@@ -61,6 +62,7 @@ class TrainRequest:
     precision: str | None = None
     regulariser: str | None = None
     regulariser_weight: float | None = None
+    gradient: bool = True
 
     def spec(self, recipe: Recipe) -> TrainSpec:
         """The recipe's loop with what was asked for."""

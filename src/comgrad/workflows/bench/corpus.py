@@ -165,13 +165,12 @@ def open_corpus(data: Path | None) -> Corpus:
         NotFound: no such folder, or no tasks or adapters in it.
         ComgradError: a task's card that breaks the format.
     """
-    root = Path(str(files("comgrad.starter"))) if data is None else data
+    root = _root(data)
     if not (root / "tasks").is_dir() or not (root / "zoo").is_dir():
         raise NotFound(
             f"'{root}'", "it has no folders 'tasks' and 'zoo'", "give the folder that holds both with --data"
         )
-    index = root / "tasks" / "index.jsonl"
-    items = _indexed(root, index) if index.is_file() else _directories(root)
+    items = _items(root)
     seeds = root / "zoo_seeds"
     kinds = sorted(p for p in seeds.iterdir() if p.is_dir()) if seeds.is_dir() else []
     runs = {k.name: {p.name: p for p in sorted(k.iterdir()) if (p / ADAPTER_FILES[0]).is_file()} for k in kinds}
@@ -183,6 +182,30 @@ def open_corpus(data: Path | None) -> Corpus:
             "a benchmark needs both",
         )
     return corpus
+
+
+def open_tasks(data: Path | None) -> tuple[Item, ...]:
+    """The tasks with examples in a folder, or those shipped, in the order of their ids; no adapters are needed.
+
+    Raises:
+        NotFound: no such folder, or no tasks with examples in it. ComgradError: a task's card that breaks the format.
+    """
+    root = _root(data)
+    if not (root / "tasks").is_dir():
+        raise NotFound(f"'{root}'", "it has no folder 'tasks'", "give the folder that holds it with --data")
+    found = tuple(sorted((i for i in _items(root) if i.examples is not None), key=lambda i: i.id))
+    if not found:
+        raise NotFound(f"'{root}'", "none of its tasks has examples", "a benchmark needs some")
+    return found
+
+
+def _root(data: Path | None) -> Path:
+    return Path(str(files("comgrad.starter"))) if data is None else data
+
+
+def _items(root: Path) -> list[Item]:
+    index = root / "tasks" / "index.jsonl"
+    return _indexed(root, index) if index.is_file() else _directories(root)
 
 
 def _indexed(root: Path, index: Path) -> list[Item]:
@@ -207,7 +230,8 @@ def _directories(root: Path) -> list[Item]:
     for name, folder in folders.items():
         examples = next((folder / f for f in EXAMPLE_FILES if (folder / f).is_file()), None)
         out.append(_item(read_json(folder / "task_card.json"), name, root, examples=examples, folder=folder))
-    lone = [p for p in sorted((root / "zoo").iterdir()) if p.name not in folders and (p / "task_card.json").is_file()]
+    zoo = sorted((root / "zoo").iterdir()) if (root / "zoo").is_dir() else []
+    lone = [p for p in zoo if p.name not in folders and (p / "task_card.json").is_file()]
     return out + [_item(read_json(p / "task_card.json"), p.name, root) for p in lone]
 
 

@@ -162,12 +162,7 @@ def _write(
 
 
 def _environment(request: Request, corpus: Corpus, command: str) -> dict[str, Any]:
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "cpu": _cpu(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    return machine() | {
         "base": f"{corpus.base.name} {corpus.base.fingerprint.root[:16]}",
         "tasks_digest": corpus.digests["tasks"],
         "vectors_digest": corpus.digests["vectors"],
@@ -178,6 +173,13 @@ def _environment(request: Request, corpus: Corpus, command: str) -> dict[str, An
         "seed": request.sizes.seed,
         "command": command,
     }
+
+
+def machine() -> dict[str, Any]:
+    """Versions of what computes, the processor, and whether there is a GPU."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"python": platform.python_version(), **versions, "cpu": _cpu(), "device": device}
 
 
 def _cpu() -> str:
