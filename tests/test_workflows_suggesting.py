@@ -6,15 +6,20 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from comgrad.describe.task import load_task
 from comgrad.errors import BaseMismatch, ComgradError
 from comgrad.evaluate.classifier import Bench, evaluate, shifted, with_adapter
 from comgrad.predict.start import combination, predicted_start, zero_start
+from comgrad.predict.trainable import trainable_set
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import Dense, LowRank
 from comgrad.vectors.task_vector import TaskVector
@@ -22,7 +27,8 @@ from comgrad.weights.bases import resolve_base
 from comgrad.workflows.adding import AddRequest, add_paths
 from comgrad.workflows.atlas import Atlas
 from comgrad.workflows.fewshot import chosen_examples, coefficients
-from comgrad.workflows.known import Known
+from comgrad.workflows.gradients import read_gradient_file, write_gradient_file
+from comgrad.workflows.known import Known, bounded
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import collection
 from comgrad.workflows.suggesting import predict, suggest
@@ -225,6 +231,52 @@ def test_two_bases_must_be_chosen_between(zoo: list[Path], tmp_path: Path) -> No
     with pytest.raises(BaseMismatch, match="vectors over 2 bases.*choose one with --base"):
         suggest(TEXT, tmp_path / "start")
     assert suggest(TEXT, tmp_path / "start", base="all-MiniLM-L6-v2").base.endswith("all-MiniLM-L6-v2")
+
+
+def test_a_gradient_of_a_thousand_times_the_usual_size_bends_no_more_than_one_of_three_times(
+    zoo: list[Path], tmp_path: Path
+) -> None:
+    answers = []
+    for times in (200.0, 1000.0):
+        registry = Registry(tmp_path / f"home-{times}")
+        hostile = Path(shutil.copytree(zoo[0], tmp_path / f"zoo-{times}" / zoo[0].name))
+        gradient = read_gradient_file(hostile)
+        assert gradient is not None
+        write_gradient_file(hostile, replace(gradient, vector=gradient.vector * times))
+        add_paths([hostile, *zoo[1:20]], AddRequest(), registry=registry)
+        answers.append(predict(Known.of(collection(registry)), TEXT, dare=True))
+        assert len(answers[-1].warnings) == 1
+        assert zoo[0].name in answers[-1].warnings[0]
+    one, other = ({s.name: s.coefficient for s in a.sources} for a in answers)
+    assert one == pytest.approx(other, rel=1e-6)
+
+
+@given(arrays(float, (6, 6), elements=st.floats(-10, 10)), st.floats(1, 1e6))
+def test_bounded_rows_keep_their_direction_and_small_ones_all(gains: Any, times: float) -> None:
+    gains[0] *= times
+    gains[5] = np.nan
+    kept, odd = bounded(gains)
+    size = np.sqrt((gains[:5] ** 2).mean(axis=1))
+    usual = np.median(size)
+    assert np.isnan(kept[5]).all()
+    for row, (before, after) in enumerate(zip(gains[:5], kept[:5], strict=True)):
+        expected = before if usual == 0 or size[row] <= 3 * usual else before * (3 * usual / size[row])
+        np.testing.assert_allclose(after, expected, rtol=1e-9, atol=1e-300)
+        assert (row in odd) == (usual > 0 and size[row] > 30 * usual)
+
+
+def test_the_card_names_the_base_and_a_share_cuts_what_to_train(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMGRAD_HOME", str(registry.store.path))
+    made = suggest(TEXT, tmp_path / "start", share=0.25, dare=True)
+    card = json.loads((tmp_path / "start" / "task_card.json").read_text())
+    assert card["extra"]["base_fingerprint"] == made.vector.base.fingerprint
+    assert made.trainable == trainable_set(made.vector, 0.25)
+    assert sum(made.trainable.values()) < sum(replace(made, share=1.0).trainable.values()) / 3
+    with pytest.raises(ComgradError, match=r"the share 2\.0"):
+        suggest(TEXT, tmp_path / "other", share=2.0)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_public_atlas_gives_the_same_answer(registry: Registry, known: Known) -> None:

@@ -23,14 +23,21 @@ from comgrad.vectors.delta import LowRank
 from comgrad.vectors.task_vector import TaskVector
 
 DEFAULT_RANK = 8
+MOST = 3.0  # times the median size that a task's gains may count with
+ODD = 30.0  # times the median that no real gradient comes near; the largest of the starter zoo has 12
 
 
 @dataclass(frozen=True)
 class Known:
-    """The described vectors of a collection: their evidence, and the weights when they are asked for."""
+    """The described vectors of a collection: their evidence, and the weights when they are asked for.
+
+    Args:
+        warnings: what of the registry is not used, and why.
+    """
 
     atlas: Collection
     evidence: Evidence
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, atlas: Collection, *, cache: Path | None = None) -> Known:
@@ -50,7 +57,12 @@ class Known:
         chosen = atlas.subset(described)
         texts = [m.description for m in chosen.members]
         rows = encode_cached(load_encoder(), texts, cache).astype(np.float64)
-        return cls(chosen, Evidence(chosen.gram, chosen.gains().total, rows, tuple(texts)))
+        gains, odd = bounded(chosen.gains().total)
+        warnings = tuple(
+            f"the gradient of '{chosen.members[i].name}' promises {times:.0f} times the usual gains; it counts with {MOST:.0f} times"
+            for i, times in odd.items()
+        )
+        return cls(chosen, Evidence(chosen.gram, gains, rows, tuple(texts)), warnings)
 
     @staticmethod
     def query(text: str) -> Query:
@@ -107,3 +119,19 @@ class Known:
         names = {n for v in self.vectors if v.kind == "lowrank" for n in v.tensors}
         kept = {n: d for n, d in vector.tensors.items() if n in names}
         return TaskVector(vector.base, kept) if kept else vector
+
+
+def bounded(gains: Float[np.ndarray, "k k"]) -> tuple[Float[np.ndarray, "k k"], dict[int, float]]:
+    """The gains with no row larger than three times the median row, and the rows that are implausible: index → times.
+
+    A row's size is the root mean square of its gains. Gradients are contributed by anybody; one of a thousand times the
+    usual size would bend every prediction. It keeps its direction and loses its size (decision 0008).
+    """
+    known = np.flatnonzero(np.isfinite(gains).all(axis=1))
+    size = np.sqrt((gains[known] ** 2).mean(axis=1)) if len(known) else np.zeros(0)
+    usual = float(np.median(size)) if len(known) else 0.0
+    kept = gains.copy()
+    if usual == 0.0:
+        return kept, {}
+    kept[known] *= np.minimum(1.0, MOST / np.maximum(size / usual, 1e-300))[:, None]
+    return kept, {int(i): float(s / usual) for i, s in zip(known, size, strict=True) if s > ODD * usual}

@@ -48,6 +48,8 @@ class Suggestion:
         scale: ‖τ̂‖ over the usual norm of a known vector.
         energy_kept: the share of ‖τ̂‖² that the adapter's rank keeps.
         examples: how many labelled examples were used.
+        share: part of the adapter's parameters that `trainable` is about.
+        warnings: what of the registry was not used, and why.
     """
 
     description: str
@@ -63,10 +65,13 @@ class Suggestion:
     base: str
     examples: int = 0
     path: str = ""
+    share: float = 1.0
+    warnings: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> dict[str, int]:
-        return trainable_ranks(self.vector)
+        """Tensor → rank worth training: all of the adapter, or what the share asked for leaves."""
+        return trainable_ranks(self.vector) if self.share == 1.0 else self.trainable_at(self.share)
 
     def trainable_at(self, share: float) -> dict[str, int]:
         """Tensor → rank worth training when only a share of the parameters may be. See `predict.trainable`."""
@@ -78,6 +83,7 @@ class Suggestion:
         shown = {k: getattr(self, k) for k in keys}
         if self.expected_gain is not None:
             shown["expected_gain"] = dict(zip(("nats", "low", "high"), self.expected_gain, strict=True))
+        shown["warnings"] = list(self.warnings)
         return shown | {"sources": [dict(s.__dict__) for s in self.sources], "trainable": self.trainable}
 
 
@@ -90,6 +96,7 @@ def suggest(
     base: str | None = None,
     rule: str | None = None,
     dare: bool = False,
+    share: float = 1.0,
 ) -> Suggestion:
     """Predict a starting adapter and write it as a PEFT folder with its card.
 
@@ -100,6 +107,7 @@ def suggest(
         task_dir: a task folder; its training examples choose the coefficients, zero included.
         rule: a name in `predict.rules.RULES`; default: `functional`, or `ridge` where too few tasks have gradients.
         dare: write the prediction even where the rule would abstain.
+        share: say which parameters are worth training when only this part of them may be.
 
     Raises:
         ComgradError: a description that cannot be one; an empty registry; several bases; no text encoder.
@@ -108,9 +116,10 @@ def suggest(
     checked_description(text)
     registry = Registry()
     known = Known.of(collection(registry, base=base), cache=registry.store.cache_dir)
-    made = predict(known, text, rank=rank, task_dir=task_dir, rule=rule, dare=dare)
+    made = replace(predict(known, text, rank=rank, task_dir=task_dir, rule=rule, dare=dare), share=share, path=str(out))
+    _ = made.trainable  # a share that cannot be is refused before anything is written
     write_peft(made.vector, out, extra_files={"task_card.json": _card(made)})
-    return replace(made, path=str(out))
+    return made
 
 
 def predict(
@@ -140,9 +149,8 @@ def predict(
         c = coefficients(known, found.coefficients, task, examples)
         reason = "" if c.any() else "on the examples given, nothing tried beats starting from zero."
         found = Prediction(c, f"{found.rule} + {used} examples", confidence=found.confidence, reason=reason)
-    if found.abstained:
-        return _abstention(known, description, found, rank, used)
-    return _made(known, description, found, rank, used)
+    made = _abstention if found.abstained else _made
+    return replace(made(known, description, found, rank, used), warnings=known.warnings)
 
 
 def _from_words(known: Known, description: str, rule: str | None) -> Prediction:
@@ -229,6 +237,9 @@ def _card(made: Suggestion) -> bytes:
     notes = "a starting adapter predicted from the description; not trained"
     if made.abstained:
         notes = "a plain zero start: no prediction was made"
+    extra: dict[str, Any] = {"rule": made.rule, "abstained": made.abstained, "examples": made.examples}
+    if made.vector.base.fingerprint is not None:
+        extra["base_fingerprint"] = made.vector.base.fingerprint
     card = {
         "schema": 1,
         "description": made.description,
@@ -236,6 +247,6 @@ def _card(made: Suggestion) -> bytes:
         "notes": notes,
         "parents": [{"id": s.id, "role": "suggest", "coefficient": s.coefficient} for s in made.sources[:1000]],
         "metrics": {"confidence": made.confidence, "scale": made.scale, "energy_kept": made.energy_kept},
-        "extra": {"rule": made.rule, "abstained": made.abstained, "examples": made.examples},
+        "extra": extra,
     }
     return (json.dumps(card, ensure_ascii=False, indent=1) + "\n").encode()
