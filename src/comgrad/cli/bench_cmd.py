@@ -35,6 +35,7 @@ class Options:
     seed: int
     with_training: bool
     with_long: bool
+    kept: bool
     page: Path | None
 
 
@@ -73,6 +74,9 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of every choice of examples, and of bootstrap draws.", min=0)] = 0,
     with_training: Annotated[bool, typer.Option(help="Also methods that train.")] = False,
     with_long: Annotated[bool, typer.Option(help="Also methods that take minutes per task.")] = False,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="Report what earlier runs left in --out; compute no more.")
+    ] = False,
     page: Annotated[Path | None, typer.Option(help="Write the results page here, its picture beside it.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +102,7 @@ def bench(
         )
     options = Options(
         data, out, _names(tasks), _names(only), _names(splits), _names(methods), _names(descriptions), _names(growth),
-        test_examples, examples, jobs, seed, with_training, with_long, page,
+        test_examples, examples, jobs, seed, with_training, with_long, kept, page,
     )  # fmt: skip
     result = chosen.run(options, not as_json)
     if as_json:
@@ -125,6 +129,7 @@ def _descinit(options: Options, show: bool) -> dict[str, Any]:
         jobs=options.jobs,
         with_training=options.with_training,
         with_long=options.with_long,
+        kept=options.kept,
     )
     command = shlex.join(["comgrad", *sys.argv[1:]])
     with progress("tasks, then methods on tasks") as update:
