@@ -30,7 +30,7 @@ from comgrad.weights.storage import atomic_write_bytes
 STEPS, SHARE = 80, 0.8
 QUARTER = 0.25
 LOOK_AT = (3, 6, 10, 15, 20, 30, 40, 60, 80)
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 GROUPS = {"zero": "from zero", "start": "from the suggested start"}
 
 

@@ -6,14 +6,10 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from comgrad.describe.task import load_task
 from comgrad.errors import BaseMismatch, ComgradError
@@ -28,7 +24,7 @@ from comgrad.workflows.adding import AddRequest, add_paths
 from comgrad.workflows.atlas import Atlas
 from comgrad.workflows.fewshot import chosen_examples, coefficients
 from comgrad.workflows.gradients import read_gradient_file, write_gradient_file
-from comgrad.workflows.known import Known, bounded
+from comgrad.workflows.known import Known
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import collection
 from comgrad.workflows.suggesting import predict, suggest
@@ -93,7 +89,8 @@ def test_nonsense_and_other_languages_are_not_answered(known: Known, text: str) 
 def test_known_descriptions_are_answered(known: Known) -> None:
     made = [predict(known, m.description) for m in known.atlas.members[::5]]
     assert sum(not m.abstained for m in made) > len(made) / 2
-    assert all(m.confidence >= 0.8 for m in made if not m.abstained)
+    answered = [m.confidence for m in made if not m.abstained]
+    assert min(answered) > 0.5
 
 
 def test_what_is_held_back_and_why_is_said(known: Known) -> None:
@@ -168,7 +165,7 @@ def test_examples_lower_the_loss_and_on_texts_that_were_not_used_too(
 def test_where_nothing_beats_the_base_the_coefficients_are_zero(known: Known, tasks: list[Path]) -> None:
     """Examples whose labels are the base's own answers: its loss there is as low as scaling can make it."""
     task = load_task(tasks[2])
-    few = replace(known, atlas=known.atlas.subset([0]), evidence=known.evidence.subset([0]))
+    few = replace(known, atlas=known.atlas.subset([0]), evidence=known.evidence.subset([0]), footing=np.ones(1))
     c = coefficients(few, np.zeros(1), task, task.split("train")[:8])
     bench = Bench.open(resolve_base(known.base.name))
     encoder = bench.encoder()
@@ -233,36 +230,22 @@ def test_two_bases_must_be_chosen_between(zoo: list[Path], tmp_path: Path) -> No
     assert suggest(TEXT, tmp_path / "start", base="all-MiniLM-L6-v2").base.endswith("all-MiniLM-L6-v2")
 
 
-def test_a_gradient_of_a_thousand_times_the_usual_size_bends_no_more_than_one_of_three_times(
-    zoo: list[Path], tmp_path: Path
-) -> None:
+def test_a_gradient_of_a_thousand_times_the_usual_size_is_not_used(zoo: list[Path], tmp_path: Path) -> None:
+    hostile = Path(shutil.copytree(zoo[0], tmp_path / "zoo" / zoo[0].name))
+    gradient = read_gradient_file(hostile)
+    assert gradient is not None
+    write_gradient_file(hostile, replace(gradient, vector=gradient.vector * 1000.0))
+    bare = Path(shutil.copytree(zoo[0], tmp_path / "bare" / zoo[0].name, ignore=shutil.ignore_patterns("task_grad*")))
     answers = []
-    for times in (200.0, 1000.0):
-        registry = Registry(tmp_path / f"home-{times}")
-        hostile = Path(shutil.copytree(zoo[0], tmp_path / f"zoo-{times}" / zoo[0].name))
-        gradient = read_gradient_file(hostile)
-        assert gradient is not None
-        write_gradient_file(hostile, replace(gradient, vector=gradient.vector * times))
-        add_paths([hostile, *zoo[1:20]], AddRequest(), registry=registry)
+    for first in (hostile, bare):
+        registry = Registry(tmp_path / f"home-{first.parent.name}")
+        add_paths([first, *zoo[1:20]], AddRequest(), registry=registry)
         answers.append(predict(Known.of(collection(registry)), TEXT, dare=True))
-        assert len(answers[-1].warnings) == 1
-        assert zoo[0].name in answers[-1].warnings[0]
-    one, other = ({s.name: s.coefficient for s in a.sources} for a in answers)
-    assert one == pytest.approx(other, rel=1e-6)
-
-
-@given(arrays(float, (6, 6), elements=st.floats(-10, 10)), st.floats(1, 1e6))
-def test_bounded_rows_keep_their_direction_and_small_ones_all(gains: Any, times: float) -> None:
-    gains[0] *= times
-    gains[5] = np.nan
-    kept, odd = bounded(gains)
-    size = np.sqrt((gains[:5] ** 2).mean(axis=1))
-    usual = np.median(size)
-    assert np.isnan(kept[5]).all()
-    for row, (before, after) in enumerate(zip(gains[:5], kept[:5], strict=True)):
-        expected = before if usual == 0 or size[row] <= 3 * usual else before * (3 * usual / size[row])
-        np.testing.assert_allclose(after, expected, rtol=1e-9, atol=1e-300)
-        assert (row in odd) == (usual > 0 and size[row] > 30 * usual)
+    bent, plain = answers
+    assert [zoo[0].name in w for w in bent.warnings] == [True]
+    assert plain.warnings == ()
+    coefficients = {s.name: s.coefficient for s in plain.sources}
+    assert {s.name: s.coefficient for s in bent.sources} == pytest.approx(coefficients)
 
 
 def test_the_card_names_the_base_and_a_share_cuts_what_to_train(

@@ -18,6 +18,7 @@ from comgrad.predict.start import combination, predicted_start, trainable_ranks
 from comgrad.predict.trainable import trainable_set
 from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
+from comgrad.weights.bases import resolve_base
 from comgrad.weights.storage import check_free
 from comgrad.workflows.known import Known
 from comgrad.workflows.registry import Registry
@@ -103,6 +104,7 @@ def suggest(
     Args:
         text: the new task in words.
         out: folder to write.
+        base: which base, where the registry holds several: its name, its fingerprint, or its folder.
         rank: of the adapter; default: the rank most known vectors have.
         task_dir: a task folder; its training examples choose the coefficients, zero included.
         rule: a name in `predict.rules.RULES`; default: `functional`, or `ridge` where too few tasks have gradients.
@@ -115,11 +117,21 @@ def suggest(
     check_free(out)
     checked_description(text)
     registry = Registry()
-    known = Known.of(collection(registry, base=base), cache=registry.store.cache_dir)
-    made = replace(predict(known, text, rank=rank, task_dir=task_dir, rule=rule, dare=dare), share=share, path=str(out))
+    asked, folder = _base(base)
+    known = Known.of(collection(registry, base=asked), cache=registry.store.cache_dir)
+    made = predict(known, text, rank=rank, task_dir=task_dir, rule=rule, dare=dare, base=folder)
+    made = replace(made, share=share, path=str(out))
     _ = made.trainable  # a share that cannot be is refused before anything is written
     write_peft(made.vector, out, extra_files={"task_card.json": _card(made)})
     return made
+
+
+def _base(base: str | None) -> tuple[str | None, Path | None]:
+    """What a registry calls the base that was named, and its folder where it was named by that."""
+    if base is None or not Path(base).expanduser().is_dir():
+        return base, None
+    found = resolve_base(base)
+    return found.fingerprint.root, found.path
 
 
 def predict(
@@ -130,8 +142,9 @@ def predict(
     task_dir: Path | None = None,
     rule: str | None = None,
     dare: bool = False,
+    base: Path | None = None,
 ) -> Suggestion:
-    """The suggestion, not yet written."""
+    """The suggestion, not yet written; `base` is the base's folder where it is not found by its name."""
     description = checked_description(text)
     if rule is not None and rule not in RULES:
         raise ComgradError(f"the rule '{rule}'", "there is no such rule", f"choose one of: {', '.join(RULES)}")
@@ -140,13 +153,15 @@ def predict(
     found = _from_words(known, description, rule)
     if dare:
         found = replace(found, reason="")
+    if not found.coefficients.any() and not found.abstained:
+        found = replace(found, reason=f"the rule '{found.rule}' makes every coefficient zero here.")
     used = 0
     if task is not None:
         from comgrad.workflows.fewshot import chosen_examples, coefficients
 
         examples = chosen_examples(task)
         used = len(examples)
-        c = coefficients(known, found.coefficients, task, examples)
+        c = coefficients(known, found.coefficients, task, examples, base=base)
         reason = "" if c.any() else "on the examples given, nothing tried beats starting from zero."
         found = Prediction(c, f"{found.rule} + {used} examples", confidence=found.confidence, reason=reason)
     made = _abstention if found.abstained else _made
@@ -185,7 +200,7 @@ def _why_not(known: Known, found: Prediction, likeness: float) -> str:
 def _made(known: Known, description: str, found: Prediction, rank: int, used: int) -> Suggestion:
     whole = known.trainable_part(combination(known.vectors, found.coefficients.tolist()))
     start = predicted_start(whole, rank, scale=known.usual_scale())
-    c = found.coefficients
+    c = known.of_originals(found.coefficients)
     sources = [
         Source(known.atlas.members[i].id, known.atlas.members[i].name, float(c[i]))
         for i in np.argsort(-np.abs(c), kind="stable")
@@ -198,7 +213,7 @@ def _made(known: Known, description: str, found: Prediction, rank: int, used: in
         found.rule,
         float(found.confidence or 0.0),
         _interval(found),
-        known.norm(c) / known.usual_norm(),
+        known.norm(found.coefficients) / known.usual_norm(),
         sources,
         start.vector,
         start.energy_kept,
