@@ -4,8 +4,9 @@
 
 BENCH_OUT is the folder of a finished `comgrad bench descinit` whose cells hold the starts' coefficients (the task's source
 group left out). Tasks are drawn with a fixed seed: the learning rates are chosen on development tasks, the figures are of
-others. Target: 80 % of the way from the base model's test loss to the best loss that the tuned zero start reaches. Runs
-are kept in BENCH_OUT/bootstrap; the same command goes on where it stopped.
+others. Target: 80 % of the way from the base model's test loss to the best loss that the tuned zero start reaches. A third
+arm trains only a quarter of the start's parameters, those that `comgrad suggest --share 0.25` names. Runs are kept in
+BENCH_OUT/bootstrap; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from rich.table import Table
 from comgrad.weights.storage import atomic_write_bytes
 
 STEPS, SHARE = 80, 0.8
+QUARTER = 0.25
 LOOK_AT = (3, 6, 10, 15, 20, 30, 40, 60, 80)
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 GROUPS = {"zero": "from zero", "start": "from the suggested start"}
 
 
@@ -47,8 +49,9 @@ def main() -> None:
     tuning = [(t, kind, rate) for t in dev for kind in GROUPS for rate in RATES]
     runs = _all(tuning, options, folder)
     rates = {kind: _best_rate(kind, dev, runs) for kind in GROUPS}
-    runs |= _all([(t, kind, rates[kind]) for t in test for kind in GROUPS], options, folder)
-    _show(test, rates, runs, options.start)
+    rates["quarter"] = rates["start"]
+    runs |= _all([(t, kind, rates[kind]) for t in test for kind in rates], options, folder)
+    _show(test, rates, runs, options)
 
 
 def _tasks(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -95,7 +98,8 @@ def _all(
 
 
 def _file(folder: Path, start: str, task: str, kind: str, rate: float) -> Path:
-    return folder / f"{task}--{'zero' if kind == 'zero' else start}--{rate:g}.json"
+    name = {"zero": "zero", "start": start, "quarter": f"{start}-quarter"}[kind]
+    return folder / f"{task}--{name}--{rate:g}.json"
 
 
 def _run(
@@ -106,6 +110,7 @@ def _run(
     from comgrad.describe.task import Task
     from comgrad.finetune.loop import TrainSpec
     from comgrad.predict.start import combination, predicted_start, zero_start
+    from comgrad.predict.trainable import split, trainable_set
     from comgrad.workflows.bench.fold import fold_of
     from comgrad.workflows.bench.prepare import chosen
     from comgrad.workflows.bench.training import RANK, SCALE
@@ -122,11 +127,12 @@ def _run(
         assert c is not None
         vectors = [worker.corpus.vectors[k] for k in fold.allowed]
         start = predicted_start(combination(vectors, c.tolist()), RANK, scale=SCALE).vector
+    begun = split(start, trainable_set(start, QUARTER)) if kind == "quarter" else start
     sizes = worker.request.sizes
     train = tuple(e for e in item.task.examples if e.split == "train")
     small = Task(item.name, item.description, item.label_names, item.label_prompts, train + chosen(item, "test", sizes))
     spec = TrainSpec(steps=STEPS, learning_rate=rate)
-    readings = run_starts(worker.model.bench, small, {"start": start}, spec, LOOK_AT)["start"]
+    readings = run_starts(worker.model.bench, small, {"start": begun}, spec, LOOK_AT)["start"]
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(
         _file(folder, method, task, kind, rate), json.dumps([[r.step, r.loss] for r in readings]).encode()
@@ -151,30 +157,60 @@ def _best_rate(kind: str, dev: list[str], runs: dict[tuple[str, str, float], lis
 
 
 def _show(
-    tasks: list[str], rates: dict[str, float], runs: dict[tuple[str, str, float], list[list[float]]], start: str
+    tasks: list[str],
+    rates: dict[str, float],
+    runs: dict[tuple[str, str, float], list[list[float]]],
+    options: argparse.Namespace,
 ) -> None:
     table = Table(
-        "task", "base", "start", "steps to target, zero", f"from {start}", "final, zero", f"final, from {start}"
+        "task", "sibling", "base", "start", "steps, zero", "steps, start", "end, zero", "end, start", "quarter"
     )
-    ratios, better = [], []
+    siblings = _with_sibling(options)
+    ratios, better, quarter = [], [], []
     for t in tasks:
-        zero, ours = runs[t, "zero", rates["zero"]], runs[t, "start", rates["start"]]
+        zero, ours, part = (runs[t, kind, rates[kind]] for kind in ("zero", "start", "quarter"))
         target = zero[0][1] - SHARE * (zero[0][1] - min(x[1] for x in zero))
         a, b = steps_to(target, zero), steps_to(target, ours)
         ratios.append(max(b, 1.0) / max(a, 1.0))
         better.append(zero[-1][1] - ours[-1][1])
-        cells = (zero[0][1], ours[0][1], a, b, zero[-1][1], ours[-1][1])
-        table.add_row(t, *(f"{x:.3f}" if i not in (2, 3) else f"{x:.0f}" for i, x in enumerate(cells)))
-    Console().print(table)
-    rng = np.random.default_rng(0)
-    draws = np.log(ratios)[rng.integers(0, len(ratios), (10_000, len(ratios)))].mean(axis=1)
-    low, high = 1 - np.exp(np.quantile(draws, [0.975, 0.025]))
+        quarter.append((zero[0][1] - part[-1][1], zero[0][1] - ours[-1][1]))
+        cells = (f"{x:.3f}" for x in (zero[-1][1], ours[-1][1], part[-1][1]))
+        table.add_row(
+            t,
+            "yes" if t in siblings else "no",
+            f"{zero[0][1]:.3f}",
+            f"{ours[0][1]:.3f}",
+            f"{a:.0f}",
+            f"{b:.0f}",
+            *cells,
+        )
+    Console(width=140).print(table)
+    chosen = np.array([t in siblings for t in tasks])
+    print(f"learning rates chosen on development tasks: zero {rates['zero']:g}, start {rates['start']:g}")
+    print(f"steps saved to {SHARE:.0%} of the gap, all: {_saved(np.array(ratios))}")
+    print(f"steps saved, tasks with a sibling (same family, other source): {_saved(np.array(ratios)[chosen])}")
+    print(f"steps saved, others: {_saved(np.array(ratios)[~chosen])}")
     print(
-        f"learning rates chosen on development tasks: zero {rates['zero']:g}, start {rates['start']:g}\n"
-        f"steps saved to {SHARE:.0%} of the gap, geometric mean over {len(tasks)} tasks: {1 - np.exp(np.mean(np.log(ratios))):.0%} "
-        f"(95 % interval {low:.0%} to {high:.0%})\n"
         f"final loss, zero minus start: mean {np.mean(better):+.4f}, start not worse on {np.mean(np.array(better) >= 0):.0%}"
     )
+    gains = np.array(quarter)
+    print(f"a quarter of the parameters keeps {gains[:, 0].sum() / gains[:, 1].sum():.1%} of the gain of all (summed)")
+
+
+def _with_sibling(options: argparse.Namespace) -> set[str]:
+    """Tasks of whose family there is another in another source group."""
+    items = _worker(options.data, options.out, options.test_examples).corpus.known
+    return {i.id for i in items if any(j.family == i.family and j.source_group != i.source_group for j in items)}
+
+
+def _saved(ratios: np.ndarray) -> str:
+    if len(ratios) == 0:
+        return "no such task"
+    logs = np.log(ratios)
+    draws = logs[np.random.default_rng(0).integers(0, len(logs), (10_000, len(logs)))].mean(axis=1)
+    low, high = 1 - np.exp(np.quantile(draws, [0.975, 0.025]))
+    mean = 1 - np.exp(logs.mean())
+    return f"{mean:.0%} (geometric mean of {len(logs)} tasks; 95 % interval {low:.0%} to {high:.0%})"
 
 
 if __name__ == "__main__":

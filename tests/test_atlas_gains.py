@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from comgrad.atlas.collection import Collection, Member
-from comgrad.errors import BaseMismatch
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import Delta, Dense, LowRank
 from comgrad.vectors.task_vector import TaskVector
@@ -131,7 +130,32 @@ def test_a_broken_cache_costs_time_and_nothing_else(tmp_path: Path) -> None:
     close(members, tmp_path)
 
 
-def test_a_gradient_over_another_base_is_refused() -> None:
-    other = replace(member(1), gradient=lambda: TaskVector(BaseRef("another"), drawn(9).tensors))
-    with pytest.raises(BaseMismatch, match="different bases"):
-        Collection.build([member(0), other]).gains()
+@pytest.mark.parametrize("odd", ["base", "shape"])
+def test_a_gradient_of_another_base_or_shape_costs_its_own_row_only(odd: str, tmp_path: Path) -> None:
+    made = drawn(9)
+    if odd == "base":
+        made = TaskVector(BaseRef("another"), made.tensors)
+    else:
+        made = TaskVector(BASE, {**made.tensors, "b.weight": Dense(torch.ones(2, 2))})
+    members = [member(i) for i in range(1, 4)]
+    members[1] = replace(members[1], gradient=lambda: made, gradient_digest="odd")
+    for _ in range(2):  # computed, then from the cache
+        found = Collection.build(members, cache=tmp_path).gains()
+        assert found.known.tolist() == [True, False, True]
+        assert np.isnan(found.total[1]).all()
+        bare = expected([members[0], replace(members[1], gradient=None), members[2]])
+        np.testing.assert_allclose(found.total, bare, rtol=1e-5, atol=1e-5)
+    grown = Collection.build([*members, member(5)], cache=tmp_path).gains()
+    assert grown.known.tolist() == [True, False, True, True]
+
+
+def test_without_a_seen_base_most_gradients_decide_which_it_is() -> None:
+    members = [member(i) for i in (1, 2, 3)]
+    prints = ["a" * 64, "b" * 64, "a" * 64]
+    members = [
+        replace(
+            m, gradient=lambda i=i, p=p: TaskVector(BaseRef("tiny", p), drawn(i).tensors), gradient_digest=p + str(i)
+        )
+        for i, (m, p) in enumerate(zip(members, prints, strict=True))
+    ]
+    assert Collection.build(members).gains().known.tolist() == [True, False, True]

@@ -18,6 +18,7 @@ from comgrad.cli.main import app
 from comgrad.errors import ComgradError, NotFound
 from comgrad.predict.start import combination
 from comgrad.vectors.task_vector import TaskVector
+from comgrad.workflows.bench import page
 from comgrad.workflows.bench.aid import Aid
 from comgrad.workflows.bench.corpus import Corpus, open_corpus
 from comgrad.workflows.bench.fold import fold_of
@@ -25,7 +26,9 @@ from comgrad.workflows.bench.model import Model
 from comgrad.workflows.bench.plan import Cell, Request, cells
 from comgrad.workflows.bench.prepare import Sizes, chosen, file_of, load
 from comgrad.workflows.bench.run import Result, run
+from comgrad.workflows.bench.score import gap_recovered
 from comgrad.workflows.bench.search import lorahub
+from comgrad.workflows.bench.tables import Group, losses
 from comgrad.workflows.bench.work import Worker
 
 TASKS = ("abstract-sentence-role", "acceptability-irregular-forms")
@@ -193,6 +196,28 @@ def test_a_finished_run_does_nothing_again(finished: tuple[Path, Result], monkey
     before = (done / "results.csv").read_bytes()
     assert run(request(done)).rows == result.rows
     assert (done / "results.csv").read_bytes() == before
+
+
+def test_kept_reports_what_is_there_and_computes_nothing(
+    finished: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, result = finished
+    monkeypatch.setattr(Worker, "cell", stopping(0))
+    more = request(done, methods=(*METHODS, "softmax10"), kept=True)
+    assert run(more).rows == result.rows
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(more, kept=False))
+
+
+def test_growth_compares_the_same_tasks(finished: tuple[Path, Result]) -> None:
+    rows = [r for r in finished[1].rows if r["method"] == "functional" and r["variant"] == "given"]
+    few = {**rows[0], "known": 4, "draw": 0, "loss": rows[0]["loss0"]}  # at four vectors only one task was done
+    text = page.page([*rows, few], finished[1].environment, request(finished[0]), "")
+    growth = text.split("## Growth")[1].split("##")[0]
+    assert "on the same 1 tasks" in growth
+    at_all = next(line for line in growth.splitlines() if line.startswith("| functional | all |"))
+    own = gap_recovered(losses([rows[0]])[Group("functional", "losgo")])
+    assert f"| {own:.2f} |" in at_all.replace("–", "nan")
 
 
 def test_a_damaged_cell_is_done_again(finished: tuple[Path, Result], tmp_path: Path) -> None:

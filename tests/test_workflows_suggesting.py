@@ -15,6 +15,7 @@ from comgrad.describe.task import load_task
 from comgrad.errors import BaseMismatch, ComgradError
 from comgrad.evaluate.classifier import Bench, evaluate, shifted, with_adapter
 from comgrad.predict.start import combination, predicted_start, zero_start
+from comgrad.predict.trainable import trainable_set
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import Dense, LowRank
 from comgrad.vectors.task_vector import TaskVector
@@ -22,6 +23,7 @@ from comgrad.weights.bases import resolve_base
 from comgrad.workflows.adding import AddRequest, add_paths
 from comgrad.workflows.atlas import Atlas
 from comgrad.workflows.fewshot import chosen_examples, coefficients
+from comgrad.workflows.gradients import read_gradient_file, write_gradient_file
 from comgrad.workflows.known import Known
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import collection
@@ -87,7 +89,8 @@ def test_nonsense_and_other_languages_are_not_answered(known: Known, text: str) 
 def test_known_descriptions_are_answered(known: Known) -> None:
     made = [predict(known, m.description) for m in known.atlas.members[::5]]
     assert sum(not m.abstained for m in made) > len(made) / 2
-    assert all(m.confidence >= 0.8 for m in made if not m.abstained)
+    answered = [m.confidence for m in made if not m.abstained]
+    assert min(answered) > 0.5
 
 
 def test_what_is_held_back_and_why_is_said(known: Known) -> None:
@@ -162,7 +165,7 @@ def test_examples_lower_the_loss_and_on_texts_that_were_not_used_too(
 def test_where_nothing_beats_the_base_the_coefficients_are_zero(known: Known, tasks: list[Path]) -> None:
     """Examples whose labels are the base's own answers: its loss there is as low as scaling can make it."""
     task = load_task(tasks[2])
-    few = replace(known, atlas=known.atlas.subset([0]), evidence=known.evidence.subset([0]))
+    few = replace(known, atlas=known.atlas.subset([0]), evidence=known.evidence.subset([0]), footing=np.ones(1))
     c = coefficients(few, np.zeros(1), task, task.split("train")[:8])
     bench = Bench.open(resolve_base(known.base.name))
     encoder = bench.encoder()
@@ -225,6 +228,38 @@ def test_two_bases_must_be_chosen_between(zoo: list[Path], tmp_path: Path) -> No
     with pytest.raises(BaseMismatch, match="vectors over 2 bases.*choose one with --base"):
         suggest(TEXT, tmp_path / "start")
     assert suggest(TEXT, tmp_path / "start", base="all-MiniLM-L6-v2").base.endswith("all-MiniLM-L6-v2")
+
+
+def test_a_gradient_of_a_thousand_times_the_usual_size_is_not_used(zoo: list[Path], tmp_path: Path) -> None:
+    hostile = Path(shutil.copytree(zoo[0], tmp_path / "zoo" / zoo[0].name))
+    gradient = read_gradient_file(hostile)
+    assert gradient is not None
+    write_gradient_file(hostile, replace(gradient, vector=gradient.vector * 1000.0))
+    bare = Path(shutil.copytree(zoo[0], tmp_path / "bare" / zoo[0].name, ignore=shutil.ignore_patterns("task_grad*")))
+    answers = []
+    for first in (hostile, bare):
+        registry = Registry(tmp_path / f"home-{first.parent.name}")
+        add_paths([first, *zoo[1:20]], AddRequest(), registry=registry)
+        answers.append(predict(Known.of(collection(registry)), TEXT, dare=True))
+    bent, plain = answers
+    assert [zoo[0].name in w for w in bent.warnings] == [True]
+    assert plain.warnings == ()
+    coefficients = {s.name: s.coefficient for s in plain.sources}
+    assert {s.name: s.coefficient for s in bent.sources} == pytest.approx(coefficients)
+
+
+def test_the_card_names_the_base_and_a_share_cuts_what_to_train(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMGRAD_HOME", str(registry.store.path))
+    made = suggest(TEXT, tmp_path / "start", share=0.25, dare=True)
+    card = json.loads((tmp_path / "start" / "task_card.json").read_text())
+    assert card["extra"]["base_fingerprint"] == made.vector.base.fingerprint
+    assert made.trainable == trainable_set(made.vector, 0.25)
+    assert sum(made.trainable.values()) < sum(replace(made, share=1.0).trainable.values()) / 3
+    with pytest.raises(ComgradError, match=r"the share 2\.0"):
+        suggest(TEXT, tmp_path / "other", share=2.0)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_public_atlas_gives_the_same_answer(registry: Registry, known: Known) -> None:

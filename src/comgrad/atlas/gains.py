@@ -8,8 +8,9 @@ gradient) and columns (a new vector).
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -40,7 +41,8 @@ class Described(Protocol):
 
 @dataclass(frozen=True)
 class Gains:
-    """F in the collection's order; a row of NaN where a member has no gradient.
+    """F in the collection's order; a row of NaN where a member has no gradient, or one that cannot be its own: at another
+    base, or in other shapes.
 
     Args:
         known: (K,) which members have a gradient.
@@ -75,7 +77,7 @@ def gains(members: Sequence[Described], *, cache: Path | None = None) -> Gains:
     """The gains of all members' vectors for all members' tasks; only what the cache lacks is computed.
 
     Raises:
-        BaseMismatch: a gradient stands on another base than the vectors.
+        BaseMismatch: vectors of two bases.
     """
     owners = [i for i, m in enumerate(members) if m.gradient is not None]
     K, Q = len(members), len(owners)
@@ -98,6 +100,14 @@ def gains(members: Sequence[Described], *, cache: Path | None = None) -> Gains:
 def _fill(table: _Table, members: Sequence[Described], owners: list[int], rows: list[int], columns: list[int]) -> None:
     gradients = [load() for q in rows if (load := members[owners[q]].gradient) is not None]
     vectors = [members[k].load() for k in columns]
+    fits = _fitting(gradients, vectors)
+    unfit = [q for q, fit in zip(rows, fits, strict=True) if not fit]
+    rows = [q for q, fit in zip(rows, fits, strict=True) if fit]
+    gradients = [g for g, fit in zip(gradients, fits, strict=True) if fit]
+    for name in {n for v in vectors for n in v.tensors} if unfit else ():
+        table.blocks.setdefault(name, np.zeros(table.covered.shape))[np.ix_(unfit, columns)] = np.nan
+    if not gradients:
+        return
     found = gram_rows(gradients, vectors)
     at = np.ix_(rows, columns)
     shared = {n for g in gradients for n in g.tensors} & {n for v in vectors for n in v.tensors}
@@ -105,6 +115,24 @@ def _fill(table: _Table, members: Sequence[Described], owners: list[int], rows: 
         if name in shared:
             table.blocks.setdefault(name, np.zeros(table.covered.shape))[at] = -block
     table.covered[at] = [[set(v.tensors) <= set(g.tensors) for v in vectors] for g in gradients]
+
+
+def _fitting(gradients: Sequence[TaskVector], vectors: Sequence[TaskVector]) -> list[bool]:
+    """Which gradients stand on the vectors' base and have its shapes: anybody may have contributed them.
+
+    Where no vector's base was ever seen, the base is the one that most gradients were computed at.
+    """
+    base = vectors[0].base
+    for v in vectors:
+        base = base.joined(v.base)
+    if base.fingerprint is None and (seen := Counter(g.base.fingerprint for g in gradients if g.base.fingerprint)):
+        base = replace(base, fingerprint=seen.most_common(1)[0][0])
+    shapes = {n: (d.shape, d.transposed) for v in vectors for n, d in v.tensors.items()}
+    return [
+        g.base.same_as(base)
+        and all((d.shape, d.transposed) == shapes.get(n, (d.shape, d.transposed)) for n, d in g.tensors.items())
+        for g in gradients
+    ]
 
 
 def _copy(known: _Table, table: _Table) -> tuple[set[int], set[int]]:
@@ -129,7 +157,8 @@ def _spread(table: _Table, owners: list[int]) -> Gains:
     for t, name in enumerate(names):
         per_tensor[t, owners] = table.blocks[name]
     covered, known = np.zeros((K, K), dtype=bool), np.zeros(K, dtype=bool)
-    covered[owners], known[owners] = table.covered, True
+    covered[owners] = table.covered
+    known[owners] = ~np.isnan(per_tensor[:, owners]).any(axis=(0, 2))
     return Gains(known, names, per_tensor, covered)
 
 

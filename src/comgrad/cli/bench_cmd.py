@@ -35,6 +35,7 @@ class Options:
     seed: int
     with_training: bool
     with_long: bool
+    kept: bool
     page: Path | None
     suite: str
     base: str | None
@@ -42,7 +43,6 @@ class Options:
     seeds: tuple[str, ...]
     steps: int | None
     quick: bool
-    kept: bool
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,19 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of every choice of examples, and of bootstrap draws.", min=0)] = 0,
     with_training: Annotated[bool, typer.Option(help="Also methods that train.")] = False,
     with_long: Annotated[bool, typer.Option(help="Also methods that take minutes per task.")] = False,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="Report what earlier runs left in --out; compute no more.")
+    ] = False,
     page: Annotated[Path | None, typer.Option(help="Write the results page here, its pictures beside it.")] = None,
     suite: Annotated[str, typer.Option(help="addition, disentanglement: the frozen tasks and sizes, text8.")] = "text8",
     base: Annotated[str | None, typer.Option(help="The same: a base model in the place of the suite's.")] = None,
     recipes: Annotated[Names, typer.Option(help="The same: recipes of comgrad train; default: the suite's.")] = None,
     seeds: Annotated[Names, typer.Option(help="The same: seeds of training, with commas; default: 0,1,2.")] = None,
     steps: Annotated[
-        int | None, typer.Option(help="The same: training steps of every recipe; default: 100.", min=1)
+        int | None, typer.Option(help="The same: training steps of every recipe; default: 80.", min=1)
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The same: three tasks, one seed, 30 steps, to see that it works.")
-    ] = False,
-    kept: Annotated[
-        bool, typer.Option("--kept", help="The same: rows and page of what is kept in --out; work on nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -127,8 +127,8 @@ def bench(
         )
     options = Options(
         data, out, _names(tasks), _names(only), _names(splits), _names(methods), _names(descriptions), _names(growth),
-        test_examples, examples, jobs, seed, with_training, with_long, page, suite, base, _names(recipes),
-        _names(seeds), steps, quick, kept,
+        test_examples, examples, jobs, seed, with_training, with_long, kept, page, suite, base, _names(recipes),
+        _names(seeds), steps, quick,
     )  # fmt: skip
     result = chosen.run(options, not as_json)
     if as_json:
@@ -155,6 +155,7 @@ def _descinit(options: Options, show: bool) -> dict[str, Any]:
         jobs=options.jobs,
         with_training=options.with_training,
         with_long=options.with_long,
+        kept=options.kept,
     )
     command = shlex.join(["comgrad", *sys.argv[1:]])
     with progress("tasks, then methods on tasks") as update:

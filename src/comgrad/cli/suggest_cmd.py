@@ -27,11 +27,14 @@ def suggest(
     rule: Annotated[
         str | None,
         typer.Option(
-            help="How to predict: functional (default), ridge, softmax5, eq1 and others, see docs/notation.md."
+            help="How to predict: functional (default), ridge, softmax5, eq1 and others, see docs/prediction.md."
         ),
     ] = None,
     dare: Annotated[bool, typer.Option("--dare", help="Write the prediction even where the rule abstains.")] = False,
     base: Annotated[str | None, typer.Option(help="Base model, when the registry holds several.")] = None,
+    share: Annotated[
+        float, typer.Option(help="Say what is worth training with this part of the adapter's parameters.")
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Predict a starting adapter for a task from its description.
@@ -45,15 +48,19 @@ def suggest(
       comgrad suggest "Which of 77 things does a bank customer ask about?" -o start
 
       comgrad suggest "Is this tweet sarcastic?" --examples my-task/ -o start
+
+      comgrad suggest "Is this tweet sarcastic?" --share 0.25 -o start
     """
     from comgrad.workflows.suggesting import suggest as run
 
-    result = run(text, out, rank=rank, task_dir=examples, base=base, rule=rule, dare=dare)
+    result = run(text, out, rank=rank, task_dir=examples, base=base, rule=rule, dare=dare, share=share)
     if as_json:
         emit_json(result.as_dict())
         return
     if result.abstained:
         say(f"No prediction: {result.reason} The adapter written is a plain zero start.")
+    for warning in result.warnings:
+        say(f"warning: {warning}")
     rows = [(s.coefficient, s.name, s.id) for s in result.sources[:10]]
     if rows:
         table(("coefficient", "from", "id"), rows)
@@ -63,4 +70,6 @@ def suggest(
     say(
         f"rule {result.rule}, confidence {result.confidence:.2f}, scale {result.scale:.3f}, energy kept {result.energy_kept:.3f}"
     )
+    if share < 1.0:
+        table(("worth training", "rank"), sorted(result.trainable.items()))
     say(f"wrote {result.path}; load it with peft.PeftModel.from_pretrained(base, '{result.path}', is_trainable=True)")

@@ -108,7 +108,7 @@ def leave_one_out(kernel: Matrix, gram: Matrix, lam: float) -> LeaveOneOut:
     L = left_out_weights(kernel, lam)
     own = np.diag(gram)
     dots = np.einsum("ij,ij->i", L, gram) / own  # ⟨τ̂_i, τ_i⟩ / ‖τ_i‖²
-    sizes = np.einsum("ij,jk,ik->i", L, gram, L) / own  # ‖τ̂_i‖² / ‖τ_i‖²
+    sizes = ((L @ gram) * L).sum(axis=1) / own  # ‖τ̂_i‖² / ‖τ_i‖²
     scale = float(dots.sum() / sizes.sum())
     without = (dots.sum() - dots) / (sizes.sum() - sizes)  # the scale that the other tasks choose
     per_task = 1.0 - 2.0 * without * dots + without**2 * sizes

@@ -42,7 +42,16 @@ class GradientFacts:
     source: str = ""
 
     def __post_init__(self) -> None:
+        counts, words = (self.examples, self.rank), (self.prompts, self.source, self.base.name)
         numbers = (self.loss, self.accuracy, self.energy_kept)
+        typed = (
+            all(type(n) is int for n in counts)
+            and all(type(x) in (int, float) for x in numbers)
+            and all(isinstance(w, str) for w in words)
+            and isinstance(self.base.fingerprint, str | None)
+        )
+        if not typed:
+            raise TypeError("a number or a text is of the wrong kind")
         if self.examples < 1 or self.rank < 1 or not all(math.isfinite(x) and x >= 0 for x in numbers):
             raise ComgradError(
                 f"gradient facts {self}", "counts are positive and figures finite", "compute it again", code="bad-facts"
@@ -58,9 +67,12 @@ class GradientFacts:
         known = {f.name for f in fields(cls)}
         try:
             return cls(**{k: v for k, v in data.items() if k in known and k != "base"}, base=BaseRef(**data["base"]))
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, OverflowError) as error:
             raise ComgradError(
-                "the facts of a gradient", f"they are incomplete ({error})", "compute it again", code="bad-facts"
+                "the facts of a gradient",
+                f"they are incomplete or of the wrong kind ({error})",
+                "compute it again",
+                code="bad-facts",
             ) from error
 
 

@@ -22,6 +22,7 @@ _WHY = {
     errno.EACCES: ("permission is denied", "check the folder's permissions, or write elsewhere"),
     errno.EPERM: ("permission is denied", "check the folder's permissions, or write elsewhere"),
     errno.ENOENT: ("its folder does not exist", "make the folder first"),
+    errno.EEXIST: ("a part of its path is a file", "choose another path"),
     errno.ENOTDIR: ("a part of its path is a file", "choose another path"),
     errno.EISDIR: ("a folder of that name is there", "choose another path"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),

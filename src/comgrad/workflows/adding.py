@@ -14,6 +14,7 @@ from comgrad.registry.card import Card
 from comgrad.registry.models import Entry as NewEntry
 from comgrad.registry.models import Facts
 from comgrad.vectors.task_vector import TaskVector
+from comgrad.weights.bases import resolve_base
 from comgrad.workflows.gradients import GradientMaker, attach_computed, attach_file
 from comgrad.workflows.registry import Registry, by_base
 from comgrad.workflows.resolve import member, read_vector
@@ -219,7 +220,8 @@ def _add_gradient(
         if task_folder is not None:
             from comgrad.describe.task import load_task
 
-            added.gradient = attach_computed(store, added.id, vector, load_task(task_folder), maker)
+            base = resolve_base(request.base) if request.base is not None else None
+            added.gradient = attach_computed(store, added.id, vector, load_task(task_folder), maker, base)
             return
         if request.task_dir is not None:
             added.warnings.append(f"no gradient: '{request.task_dir}' holds no task of that name")

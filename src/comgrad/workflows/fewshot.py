@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from jaxtyping import Float
 
 from comgrad.describe.task import Example, Task
 from comgrad.errors import ComgradError
-from comgrad.evaluate.classifier import Bench, PromptClassifier, evaluate, shifted
+from comgrad.evaluate.classifier import PromptClassifier, evaluate, shifted
 from comgrad.evaluate.tangent import Progress, tangent
 from comgrad.predict import fewshot
 from comgrad.predict.start import combination
 from comgrad.weights.bases import resolve_base
+from comgrad.workflows.gradients import GradientMaker, two_labels
 from comgrad.workflows.known import Known
 
 FEWEST = 8
@@ -27,7 +29,7 @@ def chosen_examples(task: Task) -> list[Example]:
     """At most 160 of the task's training examples, drawn with a fixed seed: a file may be sorted by label.
 
     Raises:
-        ComgradError: fewer than eight.
+        ComgradError: fewer than eight, or all of one label.
     """
     train = task.split("train")
     examples = random.Random(0).sample(train, min(MOST, len(train)))
@@ -38,7 +40,7 @@ def chosen_examples(task: Task) -> list[Example]:
             "give more, or leave --examples out",
             code="too-few-examples",
         )
-    return examples
+    return two_labels(examples)
 
 
 def coefficients(
@@ -47,16 +49,17 @@ def coefficients(
     task: Task,
     examples: Sequence[Example],
     *,
+    base: Path | None = None,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "k"]:
     """Coefficients c (K,) fitted to the examples around the description's prediction; 0 where nothing beats the base.
 
     Args:
         prior: c₀ that the description predicts, or 0.
+        base: the base's folder, where it is not found by its name.
         progress: called with (examples done, all) while the first linearisation is made.
     """
-    bench = Bench.open(resolve_base(known.base.name))
-    encoder = bench.encoder()
+    bench, encoder = GradientMaker().bench(known.vectors[0], None if base is None else resolve_base(base))
     model = PromptClassifier(encoder, bench.prompts(task)).to(bench.device)
 
     opened: dict[str, Any] = {"leading": LEADING, "fast": True, "encoder": encoder, "prompts": model.prompts}

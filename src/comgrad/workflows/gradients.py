@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comgrad.errors import ComgradError, FileRefused, NotFound, ShapeMismatch
+from comgrad.errors import BaseMismatch, ComgradError, FileRefused, NotFound, ShapeMismatch
 from comgrad.registry.gradients import GradientEntry, GradientFacts
+from comgrad.types import BaseRef
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import BaseModel, resolve_base
 from comgrad.weights.layouts import layout_of
@@ -66,12 +67,13 @@ class GradientMaker:
         from comgrad.evaluate.tangent import compressed_gradient
 
         examples = chosen(task)
-        bench, encoder = self._bench(vector, base)
+        bench, encoder = self.bench(vector, base)
         names = _names(vector, {n: tuple(p.shape) for n, p in encoder.named_parameters()})
         found = compressed_gradient(bench, task, examples, names=names, rank=RANK, encoder=encoder)
         return described(found, task, examples)
 
-    def _bench(self, vector: TaskVector, base: BaseModel | None) -> tuple[Bench, nn.Module]:
+    def bench(self, vector: TaskVector, base: BaseModel | None = None) -> tuple[Bench, nn.Module]:
+        """The vector's base, opened as a text encoder. Raises as `make`."""
         from comgrad.evaluate.causal import is_causal
         from comgrad.evaluate.classifier import Bench
 
@@ -111,10 +113,22 @@ def _names(vector: TaskVector, shapes: Mapping[str, tuple[int, ...]]) -> list[st
 
 
 def chosen(task: Task) -> list[Example]:
-    """At most 160 training examples, always the same ones. Raises ComgradError (`empty-split`)."""
+    """At most 160 training examples, always the same ones. Raises ComgradError (`empty-split`, `one-label`)."""
     examples = task.split("train")
     order = np.random.default_rng(0).permutation(len(examples))
-    return [examples[i] for i in order[:MOST_EXAMPLES]]
+    return two_labels([examples[i] for i in order[:MOST_EXAMPLES]])
+
+
+def two_labels(examples: list[Example]) -> list[Example]:
+    """The examples, of at least two labels. Raises ComgradError (`one-label`)."""
+    if len({e.label for e in examples}) < 2:
+        raise ComgradError(
+            f"{len(examples)} examples of one label",
+            "what makes them all the same says nothing about the task",
+            "give examples of at least two labels",
+            code="one-label",
+        )
+    return examples
 
 
 def described(found: TaskGradient, task: Task, examples: Sequence[Example]) -> Gradient:
@@ -151,7 +165,7 @@ def attach(store: Store, identity: str, gradient: Gradient) -> str:
 
 
 def attach_computed(
-    store: Store, identity: str, vector: TaskVector, task: Task, maker: GradientMaker
+    store: Store, identity: str, vector: TaskVector, task: Task, maker: GradientMaker, base: BaseModel | None = None
 ) -> dict[str, Any]:
     """Compute a task's gradient and attach it; one made of the same examples is there already is kept.
 
@@ -167,7 +181,7 @@ def attach_computed(
     if known is not None and same and known.facts.source == source(task, chosen(task)):
         facts = known.facts
     else:
-        gradient = maker.make(vector, task)
+        gradient = maker.make(vector, task, base)
         attach(store, identity, gradient)
         facts = gradient.facts
     return _item(facts, time.perf_counter() - began)
@@ -180,8 +194,35 @@ def attach_file(store: Store, identity: str, vector: TaskVector, folder: Path) -
     if gradient is None:
         return None
     vector.base.joined(gradient.vector.base, what="the vector and the gradient beside it")
+    _check_shapes(gradient.vector, vector, folder)
+    _check_fingerprint(store, gradient.vector.base)
     attach(store, identity, gradient)
     return _item(gradient.facts, time.perf_counter() - began)
+
+
+def _check_shapes(gradient: TaskVector, vector: TaskVector, folder: Path) -> None:
+    """Raises ShapeMismatch where the two have a tensor in different shapes."""
+    for name in gradient.tensors.keys() & vector.tensors.keys():
+        g, d = gradient.tensors[name], vector.tensors[name]
+        if (g.shape, g.transposed) != (d.shape, d.transposed):
+            raise ShapeMismatch(
+                f"'{folder / GRADIENT_FILE}' with '{name}' of shape {tuple(g.shape)}",
+                f"the vector beside it has that tensor with shape {tuple(d.shape)}",
+                "compute the gradient again with --examples",
+            )
+
+
+def _check_fingerprint(store: Store, base: BaseRef) -> None:
+    """Raises BaseMismatch where the registry knows that base's name by another fingerprint only."""
+    seen = {r.facts.base.fingerprint for r in store.list() if r.facts.base.name == base.name}
+    seen |= {g.facts.base.fingerprint for g in store.gradients().values() if g.facts.base.name == base.name}
+    seen.discard(None)
+    if base.fingerprint and seen and base.fingerprint not in seen:
+        raise BaseMismatch(
+            f"a gradient at the base {base.label}",
+            "the registry knows another base of that name",
+            "compute it again with --examples and the base at hand",
+        )
 
 
 def _item(facts: GradientFacts, seconds: float) -> dict[str, Any]:

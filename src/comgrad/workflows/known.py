@@ -21,16 +21,32 @@ from comgrad.predict.start import Start, zero_start
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import LowRank
 from comgrad.vectors.task_vector import TaskVector
+from comgrad.weights.layouts import is_input_embedding
 
 DEFAULT_RANK = 8
+MOST = 3.0  # times the median size that a task's gains may count with
+LONGEST = 2.0  # times the median norm that a vector may count with
+JITTER = 1e-3  # of the mean squared norm, so that copies and sums of known vectors are no trouble
+ODD = 30.0  # times the median that no real gradient comes near; the largest of the starter zoo has 12
 
 
 @dataclass(frozen=True)
 class Known:
-    """The described vectors of a collection: their evidence, and the weights when they are asked for."""
+    """The described vectors of a collection: their evidence, and the weights when they are asked for.
+
+    Vectors and gradients come from anybody, so everything here is on one footing: vector k counts as s_k τ_k,
+    s_k = min(1, 2·median norm/‖τ_k‖), a row of gains with at most three times the median row's size, and G carries 0.1 % of
+    its mean diagonal more on its diagonal. Coefficients are those of s_k τ_k; `of_originals` gives those of τ_k.
+
+    Args:
+        footing: s (K,).
+        warnings: what of the registry does not count in full, and why.
+    """
 
     atlas: Collection
     evidence: Evidence
+    footing: Float[np.ndarray, "k"]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, atlas: Collection, *, cache: Path | None = None) -> Known:
@@ -50,7 +66,26 @@ class Known:
         chosen = atlas.subset(described)
         texts = [m.description for m in chosen.members]
         rows = encode_cached(load_encoder(), texts, cache).astype(np.float64)
-        return cls(chosen, Evidence(chosen.gram, chosen.gains().total, rows, tuple(texts)))
+        s = footing(chosen.gram)
+        found = chosen.gains()
+        gains, odd = bounded(found.total * s)
+        gram = chosen.gram * np.outer(s, s)
+        gram = gram + JITTER * np.diag(gram).mean() * np.eye(len(s))
+        names = [m.name for m in chosen.members]
+        warnings = [
+            f"the gradient of '{m.name}' is of another base or of other shapes and is not used"
+            for m, usable in zip(chosen.members, found.known, strict=True)
+            if m.gradient is not None and not usable
+        ]
+        warnings += [
+            f"the gradient of '{names[i]}' promises {times:.0f} times the usual gains and is not used"
+            for i, times in odd.items()
+        ]
+        warnings += [
+            f"'{names[i]}' is {LONGEST / s[i]:.0f} times as long as the usual vector; it counts with {LONGEST:.0f} times"
+            for i in np.flatnonzero(s < LONGEST / ODD)
+        ]
+        return cls(chosen, Evidence(gram, gains, rows, tuple(texts)), s, tuple(warnings))
 
     @staticmethod
     def query(text: str) -> Query:
@@ -70,8 +105,14 @@ class Known:
 
     @cached_property
     def vectors(self) -> list[TaskVector]:
-        """The task vectors, read once."""
-        return self.atlas.vectors()
+        """s_k τ_k, read once."""
+        found = zip(self.atlas.vectors(), self.footing.tolist(), strict=True)
+        return [v if s == 1.0 else v * s for v, s in found]
+
+    def of_originals(self, coefficients: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
+        """Coefficients of the vectors as they are in the registry."""
+        out: Float[np.ndarray, "k"] = coefficients * self.footing
+        return out
 
     @property
     def base(self) -> BaseRef:
@@ -94,12 +135,15 @@ class Known:
         return float(np.median(np.sqrt(np.maximum(np.diag(self.evidence.gram), 0.0))))
 
     def norm(self, coefficients: Float[np.ndarray, "k"]) -> float:
-        """‖Σ c_k τ_k‖ from the Gram matrix."""
-        return float(max(coefficients @ self.evidence.gram @ coefficients, 0.0) ** 0.5)
+        """‖Σ c_k s_k τ_k‖ from the Gram matrix."""
+        c = self.of_originals(coefficients)
+        return float(max(c @ self.atlas.gram @ c, 0.0) ** 0.5)
 
     def zero_start(self, rank: int) -> Start:
         """A plain zero start of the shape and scale the known vectors have."""
-        return zero_start(self.base, self.vectors[0].tensors, rank, scale=self.usual_scale())
+        shapes = next((v.tensors for v in self.vectors if v.kind == "lowrank"), self.vectors[0].tensors)
+        kept = {n: d for n, d in shapes.items() if not is_input_embedding(n)}
+        return zero_start(self.base, kept, rank, scale=self.usual_scale())
 
     def trainable_part(self, vector: TaskVector) -> TaskVector:
         """The tensors that known adapters train, when adapters are known: a full checkpoint among the sources does
@@ -107,3 +151,31 @@ class Known:
         names = {n for v in self.vectors if v.kind == "lowrank" for n in v.tensors}
         kept = {n: d for n, d in vector.tensors.items() if n in names}
         return TaskVector(vector.base, kept) if kept else vector
+
+
+def footing(gram: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
+    """s_k = min(1, 2·median norm/‖τ_k‖): no vector is longer than twice the usual one, or it alone would set the scale."""
+    norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
+    usual = float(np.median(norms))
+    s: Float[np.ndarray, "k"] = np.minimum(1.0, LONGEST * usual / np.maximum(norms, 1e-300)) if usual else norms * 0 + 1
+    return s
+
+
+def bounded(gains: Float[np.ndarray, "k k"]) -> tuple[Float[np.ndarray, "k k"], dict[int, float]]:
+    """The gains with no row larger than three times the median row, and the implausible rows taken out: index → times.
+
+    A row's size is the root mean square of its gains. Gradients are contributed by anybody; one of a thousand times the
+    usual size would bend every prediction. Above 30 times the median a row is as good as none (NaN); below, it keeps its
+    direction and loses its size (decision 0008).
+    """
+    known = np.flatnonzero(np.isfinite(gains).all(axis=1))
+    size = np.sqrt((gains[known] ** 2).mean(axis=1)) if len(known) else np.zeros(0)
+    usual = float(np.median(size)) if len(known) else 0.0
+    kept = gains.copy()
+    if usual == 0.0:
+        return kept, {}
+    odd = {int(i): float(s / usual) for i, s in zip(known, size, strict=True) if s > ODD * usual}
+    kept[list(odd)] = np.nan
+    usual = float(np.median(size[size <= ODD * usual]))
+    kept[known] *= np.minimum(1.0, MOST * usual / np.maximum(size, 1e-300))[:, None]
+    return kept, odd

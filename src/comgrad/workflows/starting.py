@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from comgrad.describe.task import Example, Task
-from comgrad.evaluate.classifier import Bench, evaluate, with_adapter
+from comgrad.evaluate.classifier import Bench, evaluate
+from comgrad.finetune.adapter import Start, on_adapter
 from comgrad.finetune.loop import TrainSpec, fine_tune
-from comgrad.vectors.peft_write import write_peft
+from comgrad.predict.trainable import Split
 from comgrad.vectors.task_vector import TaskVector
 
 
@@ -30,7 +31,7 @@ class Reading:
 def run_starts(
     bench: Bench,
     task: Task,
-    starts: Mapping[str, TaskVector],
+    starts: Mapping[str, TaskVector | Split],
     spec: TrainSpec,
     look_at: Sequence[int],
     *,
@@ -39,7 +40,7 @@ def run_starts(
     """Train the task from each starting adapter: the same steps, seed and order of examples, read on the test split.
 
     Args:
-        starts: name → starting adapter.
+        starts: name → starting adapter; of one in two parts, only the first is trained.
         look_at: steps after which to read; step 0 is always read.
         watch: called with each reading as it comes.
     """
@@ -48,9 +49,9 @@ def run_starts(
     for name, start in starts.items():
         torch.manual_seed(spec.seed)
         with tempfile.TemporaryDirectory(prefix="comgrad-") as folder:
-            adapter = Path(folder) / "start"
-            write_peft(start, adapter)
-            model = bench.classifier(task, with_adapter(bench, adapter, trainable=True))
+            parts = start if isinstance(start, Split) else Split(start, None)
+            begun = Start(parts.trained.base, bench.base.path, parts.trained, parts.frozen)
+            model = bench.classifier(task, on_adapter(bench.encoder(), begun).model)
             readings = out.setdefault(name, [])
 
             def read(step: int, name: str = name, model: Any = model, readings: list[Reading] = readings) -> None:

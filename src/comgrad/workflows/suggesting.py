@@ -18,6 +18,7 @@ from comgrad.predict.start import combination, predicted_start, trainable_ranks
 from comgrad.predict.trainable import trainable_set
 from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
+from comgrad.weights.bases import resolve_base
 from comgrad.weights.storage import check_free
 from comgrad.workflows.known import Known
 from comgrad.workflows.registry import Registry
@@ -48,6 +49,8 @@ class Suggestion:
         scale: ‖τ̂‖ over the usual norm of a known vector.
         energy_kept: the share of ‖τ̂‖² that the adapter's rank keeps.
         examples: how many labelled examples were used.
+        share: part of the adapter's parameters that `trainable` is about.
+        warnings: what of the registry was not used, and why.
     """
 
     description: str
@@ -63,10 +66,13 @@ class Suggestion:
     base: str
     examples: int = 0
     path: str = ""
+    share: float = 1.0
+    warnings: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> dict[str, int]:
-        return trainable_ranks(self.vector)
+        """Tensor → rank worth training: all of the adapter, or what the share asked for leaves."""
+        return trainable_ranks(self.vector) if self.share == 1.0 else self.trainable_at(self.share)
 
     def trainable_at(self, share: float) -> dict[str, int]:
         """Tensor → rank worth training when only a share of the parameters may be. See `predict.trainable`."""
@@ -78,6 +84,7 @@ class Suggestion:
         shown = {k: getattr(self, k) for k in keys}
         if self.expected_gain is not None:
             shown["expected_gain"] = dict(zip(("nats", "low", "high"), self.expected_gain, strict=True))
+        shown["warnings"] = list(self.warnings)
         return shown | {"sources": [dict(s.__dict__) for s in self.sources], "trainable": self.trainable}
 
 
@@ -90,16 +97,19 @@ def suggest(
     base: str | None = None,
     rule: str | None = None,
     dare: bool = False,
+    share: float = 1.0,
 ) -> Suggestion:
     """Predict a starting adapter and write it as a PEFT folder with its card.
 
     Args:
         text: the new task in words.
         out: folder to write.
+        base: which base, where the registry holds several: its name, its fingerprint, or its folder.
         rank: of the adapter; default: the rank most known vectors have.
         task_dir: a task folder; its training examples choose the coefficients, zero included.
         rule: a name in `predict.rules.RULES`; default: `functional`, or `ridge` where too few tasks have gradients.
         dare: write the prediction even where the rule would abstain.
+        share: say which parameters are worth training when only this part of them may be.
 
     Raises:
         ComgradError: a description that cannot be one; an empty registry; several bases; no text encoder.
@@ -107,10 +117,21 @@ def suggest(
     check_free(out)
     checked_description(text)
     registry = Registry()
-    known = Known.of(collection(registry, base=base), cache=registry.store.cache_dir)
-    made = predict(known, text, rank=rank, task_dir=task_dir, rule=rule, dare=dare)
+    asked, folder = _base(base)
+    known = Known.of(collection(registry, base=asked), cache=registry.store.cache_dir)
+    made = predict(known, text, rank=rank, task_dir=task_dir, rule=rule, dare=dare, base=folder)
+    made = replace(made, share=share, path=str(out))
+    _ = made.trainable  # a share that cannot be is refused before anything is written
     write_peft(made.vector, out, extra_files={"task_card.json": _card(made)})
-    return replace(made, path=str(out))
+    return made
+
+
+def _base(base: str | None) -> tuple[str | None, Path | None]:
+    """What a registry calls the base that was named, and its folder where it was named by that."""
+    if base is None or not Path(base).expanduser().is_dir():
+        return base, None
+    found = resolve_base(base)
+    return found.fingerprint.root, found.path
 
 
 def predict(
@@ -121,8 +142,9 @@ def predict(
     task_dir: Path | None = None,
     rule: str | None = None,
     dare: bool = False,
+    base: Path | None = None,
 ) -> Suggestion:
-    """The suggestion, not yet written."""
+    """The suggestion, not yet written; `base` is the base's folder where it is not found by its name."""
     description = checked_description(text)
     if rule is not None and rule not in RULES:
         raise ComgradError(f"the rule '{rule}'", "there is no such rule", f"choose one of: {', '.join(RULES)}")
@@ -131,18 +153,19 @@ def predict(
     found = _from_words(known, description, rule)
     if dare:
         found = replace(found, reason="")
+    if not found.coefficients.any() and not found.abstained:
+        found = replace(found, reason=f"the rule '{found.rule}' makes every coefficient zero here.")
     used = 0
     if task is not None:
         from comgrad.workflows.fewshot import chosen_examples, coefficients
 
         examples = chosen_examples(task)
         used = len(examples)
-        c = coefficients(known, found.coefficients, task, examples)
+        c = coefficients(known, found.coefficients, task, examples, base=base)
         reason = "" if c.any() else "on the examples given, nothing tried beats starting from zero."
         found = Prediction(c, f"{found.rule} + {used} examples", confidence=found.confidence, reason=reason)
-    if found.abstained:
-        return _abstention(known, description, found, rank, used)
-    return _made(known, description, found, rank, used)
+    made = _abstention if found.abstained else _made
+    return replace(made(known, description, found, rank, used), warnings=known.warnings)
 
 
 def _from_words(known: Known, description: str, rule: str | None) -> Prediction:
@@ -177,7 +200,7 @@ def _why_not(known: Known, found: Prediction, likeness: float) -> str:
 def _made(known: Known, description: str, found: Prediction, rank: int, used: int) -> Suggestion:
     whole = known.trainable_part(combination(known.vectors, found.coefficients.tolist()))
     start = predicted_start(whole, rank, scale=known.usual_scale())
-    c = found.coefficients
+    c = known.of_originals(found.coefficients)
     sources = [
         Source(known.atlas.members[i].id, known.atlas.members[i].name, float(c[i]))
         for i in np.argsort(-np.abs(c), kind="stable")
@@ -190,7 +213,7 @@ def _made(known: Known, description: str, found: Prediction, rank: int, used: in
         found.rule,
         float(found.confidence or 0.0),
         _interval(found),
-        known.norm(c) / known.usual_norm(),
+        known.norm(found.coefficients) / known.usual_norm(),
         sources,
         start.vector,
         start.energy_kept,
@@ -229,6 +252,9 @@ def _card(made: Suggestion) -> bytes:
     notes = "a starting adapter predicted from the description; not trained"
     if made.abstained:
         notes = "a plain zero start: no prediction was made"
+    extra: dict[str, Any] = {"rule": made.rule, "abstained": made.abstained, "examples": made.examples}
+    if made.vector.base.fingerprint is not None:
+        extra["base_fingerprint"] = made.vector.base.fingerprint
     card = {
         "schema": 1,
         "description": made.description,
@@ -236,6 +262,6 @@ def _card(made: Suggestion) -> bytes:
         "notes": notes,
         "parents": [{"id": s.id, "role": "suggest", "coefficient": s.coefficient} for s in made.sources[:1000]],
         "metrics": {"confidence": made.confidence, "scale": made.scale, "energy_kept": made.energy_kept},
-        "extra": {"rule": made.rule, "abstained": made.abstained, "examples": made.examples},
+        "extra": extra,
     }
     return (json.dumps(card, ensure_ascii=False, indent=1) + "\n").encode()

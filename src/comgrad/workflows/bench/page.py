@@ -10,7 +10,8 @@ from comgrad.workflows.bench import tables
 from comgrad.workflows.bench.fold import SPLITS
 from comgrad.workflows.bench.methods import METHODS, TEXT
 from comgrad.workflows.bench.plan import GIVEN, Request
-from comgrad.workflows.bench.score import gap_recovered
+from comgrad.workflows.bench.score import common, gap_recovered
+from comgrad.workflows.bench.score import figures as figures_of
 from comgrad.workflows.bench.tables import Group, Row
 from comgrad.workflows.bench.words import VARIANTS
 
@@ -43,7 +44,7 @@ def page(rows: Sequence[Row], environment: Environment, request: Request, pictur
         f"## {SPLITS[other][0].upper()}{SPLITS[other][1:]}\n\n{_headline(figures, other, 'all')}"
         for other in request.splits[1:]
     ]
-    parts += [_variants(rows, figures, split, seed), _growth(figures, split), _families(rows, split)]
+    parts += [_variants(rows, figures, split, seed), _growth(rows, split), _families(rows, split)]
     parts += [_methods(figures), _environment(environment)]
     return "\n".join(p for p in parts if p).rstrip() + "\n"
 
@@ -128,24 +129,29 @@ def _variants(rows: Sequence[Row], figures: Sequence[Row], split: str, seed: int
     return f"## Descriptions\n\n{meanings}\n\n{text}"
 
 
-def _growth(figures: Sequence[Row], split: str) -> str:
-    chosen = [f for f in figures if (f["split"], f["pool"], f["variant"]) == (split, "all", GIVEN)]
-    sizes = sorted({f["known"] for f in chosen if f["known"]})
-    if not sizes:
+def _growth(rows: Sequence[Row], split: str) -> str:
+    grouped = {g: x for g, x in tables.losses(rows).items() if (g.split, g.variant) == (split, GIVEN)}
+    lines, numbers = [], set()
+    for method in METHODS:
+        own = sorted((g for g in grouped if g.method == method), key=lambda g: (g.known or math.inf, g.draw))
+        if not any(g.known for g in own):
+            continue
+        same = dict(zip(own, common([grouped[g] for g in own]), strict=True))
+        numbers.add(len(same[own[0]].tasks))
+        for size in sorted({g.known for g in own}, key=lambda n: n or math.inf):
+            found = [figures_of(same[g], None) for g in own if g.known == size]
+            keys = ("gr", "improved_or_abstained", "harmed", "abstained")
+            cells = [_n(_mean([float(f[k] or 0.0) for f in found])) for k in keys]
+            spread = [float(f["gr"] or 0.0) for f in found]
+            shown = _interval(min(spread), max(spread)) if len(found) > 1 else ""
+            lines.append([method, str(size or "all"), str(len(found)), cells[0], shown, *cells[1:]])
+    if not lines:
         return ""
-    methods = [m for m in METHODS if any(f["method"] == m and f["known"] for f in chosen)]
-    lines = []
-    for method in methods:
-        for size in [*sizes, 0]:
-            found = [f for f in chosen if f["method"] == method and f["known"] == size]
-            if found:
-                cells = [
-                    _n(_mean([f[k] for f in found])) for k in ("gr", "improved_or_abstained", "harmed", "abstained")
-                ]
-                spread = _interval(min(f["gr"] for f in found), max(f["gr"] for f in found))
-                lines.append([method, str(size or "all"), str(len(found)), cells[0], spread, *cells[1:]])
     head = ("method", "known vectors", "draws", "GR (mean of draws)", "least and most", "better", "harmed", "abstains")
-    return f"## Growth\n\nNested random sets of known vectors, in the headline split.\n\n{_table(head, lines)}"
+    return (
+        f"## Growth\n\nNested random sets of known vectors, in the headline split, on the same "
+        f"{' or '.join(map(str, sorted(numbers)))} tasks at every size.\n\n{_table(head, lines)}"
+    )
 
 
 def _families(rows: Sequence[Row], split: str) -> str:

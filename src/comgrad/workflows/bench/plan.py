@@ -34,6 +34,7 @@ class Request:
         variants: of the description; all methods see the first, those in `VARIED` the others, in the headline split.
         growth: numbers of known vectors; 0 stands for all.
         jobs: processes.
+        kept: report what is kept already, and compute no cell.
     """
 
     data: Path | None
@@ -48,6 +49,7 @@ class Request:
     jobs: int = 1
     with_training: bool = False
     with_long: bool = False
+    kept: bool = False
 
     def __post_init__(self) -> None:
         for given, known, what in (

@@ -125,7 +125,7 @@ def _board(request: Request, corpus: Corpus) -> None:
 def _cells(request: Request, corpus: Corpus, wanted: list[Cell], progress: Progress) -> list[dict[str, Any]]:
     keep = Keep(request, corpus)
     missing = [c for c in wanted if keep.read(c, METHODS[c.method]) is None]
-    if missing:
+    if missing and not request.kept:
         done = len(wanted) - len(missing)
         do_all(request, missing, lambda d, _t: progress(done + d, len(wanted)))
     found = [keep.read(c, METHODS[c.method]) for c in wanted]
