@@ -4,7 +4,7 @@
 
 with two distances: `disagreement`, 1[the predicted labels differ], of the predictor; and `kl`, of the representation
 model alone, J(p, q) = ½(KL(p‖q) + KL(q‖p)) = ½ Σ_i (p_i − q_i)(log p_i − log q_i) in nats between softmaxes over the
-coordinates of the representations. ξ = 0 where all but one α are 0. Expectations are over all examples of the split,
+coordinates of the representations. ξ = 0 where all α are 0. Expectations are over all examples of the split,
 weighted alike. Source: Ortiz-Jimenez et al. 2023 (arXiv 2305.12827), eq. 4 for the predictor; Jin et al. (arXiv
 2407.07089), §4 for the representation model.
 """
