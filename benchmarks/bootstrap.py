@@ -5,8 +5,9 @@
 BENCH_OUT is the folder of a finished `comgrad bench descinit` whose cells hold the starts' coefficients (the task's source
 group left out). Tasks are drawn with a fixed seed: the learning rates are chosen on development tasks, the figures are of
 others. Target: 80 % of the way from the base model's test loss to the best loss that the tuned zero start reaches. A third
-arm trains only a quarter of the start's parameters, those that `comgrad suggest --share 0.25` names. Runs are kept in
-BENCH_OUT/bootstrap; the same command goes on where it stopped.
+arm trains only a quarter of the start's parameters, those that `comgrad suggest --share 0.25` names; a fourth merges the
+start into the base and trains a fresh adapter on top (`comgrad train --merge-init`) at the zero start's learning rate. Runs are
+kept in BENCH_OUT/bootstrap; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> None:
     tuning = [(t, kind, rate) for t in dev for kind in GROUPS for rate in RATES]
     runs = _all(tuning, options, folder)
     rates = {kind: _best_rate(kind, dev, runs) for kind in GROUPS}
-    rates["quarter"] = rates["start"]
+    rates |= {"quarter": rates["start"], "merged": rates["zero"]}
     runs |= _all([(t, kind, rates[kind]) for t in test for kind in rates], options, folder)
     _show(test, rates, runs, options)
 
@@ -98,7 +99,7 @@ def _all(
 
 
 def _file(folder: Path, start: str, task: str, kind: str, rate: float) -> Path:
-    name = {"zero": "zero", "start": start, "quarter": f"{start}-quarter"}[kind]
+    name = {"zero": "zero", "start": start, "quarter": f"{start}-quarter", "merged": f"{start}-merged"}[kind]
     return folder / f"{task}--{name}--{rate:g}.json"
 
 
@@ -110,7 +111,8 @@ def _run(
     from comgrad.describe.task import Task
     from comgrad.finetune.loop import TrainSpec
     from comgrad.predict.start import combination, predicted_start, zero_start
-    from comgrad.predict.trainable import split, trainable_set
+    from comgrad.predict.trainable import Split, split, trainable_set
+    from comgrad.vectors.task_vector import TaskVector
     from comgrad.workflows.bench.fold import fold_of
     from comgrad.workflows.bench.prepare import chosen
     from comgrad.workflows.bench.training import RANK, SCALE
@@ -120,14 +122,18 @@ def _run(
     worker = _worker(data, out, test_examples)
     item = worker.corpus.get(task)
     like = worker.corpus.vectors[0]
-    start = zero_start(like.base, like.tensors, RANK, scale=SCALE).vector
+    zero = start = zero_start(like.base, like.tensors, RANK, scale=SCALE).vector
     if kind != "zero":
         fold = fold_of(worker.board, item, "losgo", item.description)
         c = _coefficients(worker, task, method)
         assert c is not None
         vectors = [worker.corpus.vectors[k] for k in fold.allowed]
         start = predicted_start(combination(vectors, c.tolist()), RANK, scale=SCALE).vector
-    begun = split(start, trainable_set(start, QUARTER)) if kind == "quarter" else start
+    begun: TaskVector | Split = start
+    if kind == "quarter":
+        begun = split(start, trainable_set(start, QUARTER))
+    if kind == "merged":
+        begun = Split(zero, start)
     sizes = worker.request.sizes
     train = tuple(e for e in item.task.examples if e.split == "train")
     small = Task(item.name, item.description, item.label_names, item.label_prompts, train + chosen(item, "test", sizes))
@@ -166,15 +172,17 @@ def _show(
         "task", "sibling", "base", "start", "steps, zero", "steps, start", "end, zero", "end, start", "quarter"
     )
     siblings = _with_sibling(options)
-    ratios, better, quarter = [], [], []
+    ratios, better, quarter, ahead, ends = [], [], [], [], []
     for t in tasks:
-        zero, ours, part = (runs[t, kind, rates[kind]] for kind in ("zero", "start", "quarter"))
+        zero, ours, part, merged = (runs[t, kind, rates[kind]] for kind in ("zero", "start", "quarter", "merged"))
         target = zero[0][1] - SHARE * (zero[0][1] - min(x[1] for x in zero))
         a, b = steps_to(target, zero), steps_to(target, ours)
         ratios.append(max(b, 1.0) / max(a, 1.0))
+        ahead.append(max(steps_to(target, merged), 1.0) / max(a, 1.0))
+        ends.append(zero[-1][1] - merged[-1][1])
         better.append(zero[-1][1] - ours[-1][1])
         quarter.append((zero[0][1] - part[-1][1], zero[0][1] - ours[-1][1]))
-        cells = (f"{x:.3f}" for x in (zero[-1][1], ours[-1][1], part[-1][1]))
+        cells = (f"{x:.3f}" for x in (zero[-1][1], ours[-1][1], part[-1][1], merged[-1][1]))
         table.add_row(
             t,
             "yes" if t in siblings else "no",
@@ -192,6 +200,10 @@ def _show(
     print(f"steps saved, others: {_saved(np.array(ratios)[~chosen])}")
     print(
         f"final loss, zero minus start: mean {np.mean(better):+.4f}, start not worse on {np.mean(np.array(better) >= 0):.0%}"
+    )
+    print(f"merged start, fresh adapter: steps saved {_saved(np.array(ahead))}")
+    print(
+        f"  final loss, zero minus merged: mean {np.mean(ends):+.4f}, not worse on {np.mean(np.array(ends) >= 0):.0%}"
     )
     gains = np.array(quarter)
     print(f"a quarter of the parameters keeps {gains[:, 0].sum() / gains[:, 1].sum():.1%} of the gain of all (summed)")
