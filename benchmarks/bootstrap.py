@@ -169,7 +169,16 @@ def _show(
     options: argparse.Namespace,
 ) -> None:
     table = Table(
-        "task", "sibling", "base", "start", "steps, zero", "steps, start", "end, zero", "end, start", "quarter"
+        "task",
+        "sibling",
+        "base",
+        "start",
+        "steps, zero",
+        "steps, start",
+        "end, zero",
+        "end, start",
+        "quarter",
+        "merged",
     )
     siblings = _with_sibling(options)
     ratios, better, quarter, ahead, ends = [], [], [], [], []
