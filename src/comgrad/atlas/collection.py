@@ -84,7 +84,9 @@ class Collection:
     def subset(self, indices: Sequence[int]) -> Collection:
         """The collection of some of its members, in the order given."""
         at = list(indices)
-        return Collection(tuple(self.members[i] for i in at), self.tensor_names, self.per_tensor[:, at][:, :, at])
+        return Collection(
+            tuple(self.members[i] for i in at), self.tensor_names, self.per_tensor[:, at][:, :, at], self.cache
+        )
 
     def gains(self) -> Gains:
         """First-order gains F_qk = −⟨∇L_q, τ_k⟩ of all vectors for the tasks that have a gradient. See `atlas.gains`."""

@@ -33,7 +33,7 @@ from comgrad.describe import targets
 from comgrad.describe.head import Head, fit_head
 from comgrad.errors import Undefined
 from comgrad.predict.evidence import Evidence, Matrix, Prediction, Query, Vector
-from comgrad.predict.ridge import left_out_weights, similarity_kernel, weights_at
+from comgrad.predict.ridge import left_out_weights, similarity_kernel, weights_for
 
 WIDTH = 0.3  # of the fixed kernel
 NOISE = 1.0  # of the ridge, where kernels have a diagonal of about 1
@@ -126,7 +126,11 @@ class Functional:
 
     def gains_at(self, query: Query) -> Vector:
         """F̂(d), nats."""
-        gains: Vector = weights_at(self._known, self._kernel(query.embedding[None])[0], NOISE) @ self._gains
+        gains: Vector = self._gains_for(query.embedding[None])[0]
+        return gains
+
+    def _gains_for(self, rows: Rows) -> Float[np.ndarray, "n k"]:
+        gains: Float[np.ndarray, "n k"] = weights_for(self._known, self._kernel(rows), NOISE) @ self._gains
         return gains
 
     def predict(self, query: Query) -> Prediction:
@@ -174,12 +178,11 @@ class Functional:
             rule = replace(
                 Functional.of(known, learned=self.learned is not None), curvature=self.curvature, risk=self.risk
             )
-            for row in held:
-                own = owners[row]
-                expected = rule.gains_at(Query(self.evidence.texts[own], self.evidence.embeddings[own]))
-                c = np.linalg.solve(rule.penalty, expected)
-                strengths[row] = _strength(c, expected, rule.uncertainty)
-                gained[row] = c @ self.evidence.gains[own, rest] > REALISED * c @ expected
+            expected = rule._gains_for(self.evidence.embeddings[owners[held]])
+            c = np.linalg.solve(rule.penalty, expected.T).T
+            strengths[held] = [_strength(a, b, rule.uncertainty) for a, b in zip(c, expected, strict=True)]
+            true = self.evidence.gains[np.ix_(owners[held], rest)]
+            gained[held] = (c * true).sum(axis=1) > REALISED * (c * expected).sum(axis=1)
         return strengths, gained
 
     @cached_property

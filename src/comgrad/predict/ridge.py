@@ -117,13 +117,20 @@ def leave_one_out(kernel: Matrix, gram: Matrix, lam: float) -> LeaveOneOut:
 
 
 def weights_at(kernel: Matrix, k: Vector, lam: float) -> Vector:
-    """Weights (K,), of sum 1, with which ridge with a free intercept predicts at a point with kernel row k.
+    """Weights (K,) at a point with kernel row k; see `weights_for`."""
+    weights: Vector = weights_for(kernel, k[None], lam)[0]
+    return weights
+
+
+def weights_for(kernel: Matrix, rows: Float[np.ndarray, "n k"], lam: float) -> Float[np.ndarray, "n k"]:
+    """Weights (n, K), each row of sum 1, with which ridge with a free intercept predicts at points with these kernel rows.
 
     w = 1/K + C(CKC + λI)⁻¹C(k − K̄),   K̄ = the kernel's mean row
     """
     K = len(kernel)
     C = np.eye(K) - 1.0 / K
-    weights: Vector = np.linalg.solve(C @ kernel @ C + lam * np.eye(K), C @ (k - kernel.mean(axis=0))) @ C + 1.0 / K
+    pulled = np.linalg.solve(C @ kernel @ C + lam * np.eye(K), C @ (rows - kernel.mean(axis=0)).T)
+    weights: Float[np.ndarray, "n k"] = pulled.T @ C + 1.0 / K
     return weights
 
 
