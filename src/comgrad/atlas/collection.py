@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from comgrad.atlas.duplicates import Derived, Groups, blends, centred_by, groups
 from comgrad.atlas.gains import Gains, gains
 from comgrad.errors import ComgradError
 from comgrad.geometry.gram import Gram, gram_by_tensor, gram_rows
@@ -101,23 +102,35 @@ class Collection:
         return _cosine(self.gram, floor=0.0)
 
     def centred_cosine(self) -> Float[np.ndarray, "k k"]:
-        """Cosine of u_i − ū and u_j − ū, with u the unit vectors τ/‖τ‖ and ū their mean.
+        """Cosine of u_i − ū and u_j − ū, with u the unit vectors τ/‖τ‖ and ū the mean of those that count.
 
         Centred, because the mean of the public vectors is near to all of them; of unit vectors, because one vector of
-        a hundred times the norm would otherwise be the mean. 0 where a vector equals the mean, so that nothing
-        undefined can win a ranking.
+        a hundred times the norm would otherwise be the mean; near-duplicates count once and blends not at all, because
+        five hundred copies would be. 0 where a vector equals the mean, so that nothing undefined can win a ranking.
         """
-        K = len(self.members)
-        C = np.eye(K) - 1.0 / K
-        return _cosine(C @ self.cosine() @ C, floor=1e-12)
+        weights = self.groups.weights(but=[d.index for d in self.blends])
+        return _cosine(centred_by(self.cosine(), weights), floor=1e-12)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Near-duplicates under the first of them in the collection's order. See `atlas.duplicates`."""
+        return groups(self.cosine())
+
+    @cached_property
+    def blends(self) -> list[Derived]:
+        """Members made of more than eight earlier ones: the mean of many, a direction common to all."""
+        return blends(self.gram, self.groups.leaders)
 
     def neighbours(self, index: int, *, most: int = 5) -> list[tuple[Member, float]]:
         """The members nearest to one of them, best first: by centred cosine, or by the cosine where there are too few
-        vectors for their mean to mean anything (three centred vectors are 120° apart, whatever they are)."""
-        crowd = len(self.members) >= FEWEST_TO_CENTRE
-        row = (self.centred_cosine() if crowd else self.cosine())[index].copy()
-        row[index] = -np.inf
-        order = [int(j) for j in np.argsort(-row, kind="stable")[:most] if j != index]
+        vectors for their mean to mean anything (three centred vectors are 120° apart, whatever they are). Of
+        near-duplicates the first stands for all; what is made of many others is nobody's neighbour."""
+        made = {d.index for d in self.blends}
+        counted = [j for j in self.groups.leaders if j not in made]
+        crowd = len(counted) >= FEWEST_TO_CENTRE
+        row = (self.centred_cosine() if crowd else self.cosine())[index]
+        others = [j for j in counted if j != index]
+        order = sorted(others, key=lambda j: -row[j])[:most]
         return [(self.members[j], float(row[j])) for j in order]
 
 

@@ -10,15 +10,18 @@ import typer
 
 from comgrad.cli import (
     add_cmd,
-    bench_cmd,
+    bench,
+    build_tasks_cmd,
     checkpoint_cmds,
     compare_cmds,
     demo_cmd,
     doctor_cmd,
+    explain_cmd,
     merge_cmd,
     registry_cmds,
     suggest_cmd,
     train_cmd,
+    trends_cmd,
 )
 from comgrad.cli.output import plain
 from comgrad.errors import ComgradError
@@ -57,9 +60,12 @@ for module in (
     compare_cmds,
     suggest_cmd,
     train_cmd,
+    explain_cmd,
+    trends_cmd,
     merge_cmd,
     checkpoint_cmds,
-    bench_cmd,
+    build_tasks_cmd,
+    bench,
     doctor_cmd,
 ):
     module.register(app)

@@ -36,18 +36,21 @@ def document(name: str, card: Card) -> str:
 
 
 _FIELD_WEIGHTS = (4.0, 2.0, 1.0, 0.5)
+_ROOM = (16, 256, 96, 96)  # distinct words of a field that count in full: more than 125 honest cards have
 
 
 def scores(query: Sequence[str], documents: Sequence[str], total: int) -> list[float]:
-    """One score per document: Σ over query words of idf · Σ over fields of weight · match.
+    """One score per document: Σ over query words of idf · Σ over fields of weight · match · room.
 
     `match` is 1 for the word itself, 0.6 for a word that begins with it or that it begins with (from four letters),
-    `idf` is log(1 + total / documents with a match); `total` counts the documents that were filtered out too.
+    `idf` is log(1 + total / documents with a match); `total` counts the documents that were filtered out too. `room` is
+    1, or less in proportion for a field with more distinct words than a task needs: a card that holds every word there is
+    would be found by every query.
     """
-    split = [[line.split() for line in text.split("\n")] for text in documents]
+    split = [[_Field(line) for line in text.split("\n")] for text in documents]
     result = [0.0] * len(documents)
     for term in query:
-        found = [_field_score(term, fields) for fields in split]
+        found = [_score(term, fields) for fields in split]
         count = sum(1 for score in found if score)
         if count:
             idf = math.log(1.0 + total / count)
@@ -55,15 +58,27 @@ def scores(query: Sequence[str], documents: Sequence[str], total: int) -> list[f
     return result
 
 
-def _field_score(term: str, fields: list[list[str]]) -> float:
+class _Field:
+    """The distinct words of a field, by their stems: a card with thousands of words must not make searching slow."""
+
+    def __init__(self, line: str) -> None:
+        found = set(line.split())
+        self.count = len(found)
+        self._by_stem: dict[str, set[str]] = {}
+        for word in found:
+            self._by_stem.setdefault(stem(word), set()).add(word)
+
+    def match(self, term: str) -> float:
+        near = self._by_stem.get(stem(term), ())
+        if term in near:
+            return 1.0
+        if len(term) < 4:
+            return 0.0
+        return 0.6 if any(word.startswith(term) or term.startswith(word) for word in near) else 0.0
+
+
+def _score(term: str, fields: list[_Field]) -> float:
     return sum(
-        weight * max((_match(term, word) for word in found), default=0.0)
-        for weight, found in zip(_FIELD_WEIGHTS, fields, strict=False)
+        weight * min(1.0, room / max(field.count, 1)) * field.match(term)
+        for weight, room, field in zip(_FIELD_WEIGHTS, _ROOM, fields, strict=False)
     )
-
-
-def _match(term: str, word: str) -> float:
-    if term == word:
-        return 1.0
-    shorter, longer = sorted((term, word), key=len)
-    return 0.6 if len(shorter) >= 4 and longer.startswith(shorter) else 0.0

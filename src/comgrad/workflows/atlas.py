@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from comgrad.atlas.collection import Collection, Member
 from comgrad.errors import ComgradError
+from comgrad.explain.explanation import Explanation
 from comgrad.registry.card import Card
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.workflows.known import Known
@@ -42,9 +43,12 @@ class Atlas:
         if isinstance(source, Registry):
             self._cache: Path | None = source.store.cache_dir
             self.collection = collection(source, base=base)
+            of = {e.id: e for e in source.list()}
+            self._groups = [of[i].card.source_group for i in self.collection.ids]
         else:
             self._cache = None
             self.collection = Collection.build(_members(source, cards))
+            self._groups = [_read(c).source_group for c in cards or ()]
         self._known: Known | None = None
 
     @property
@@ -69,6 +73,21 @@ class Atlas:
         assert self._known is not None
         return predict(self._known, text, rank=rank)
 
+    def explain(self, tau: TaskVector, *, claim: str = "", seed: int = 0) -> Explanation:
+        """What a task vector does, by its weights alone. See `workflows.explaining`.
+
+        Args:
+            tau: any vector; a known one is left out of what it is compared with.
+            claim: what it is said to do.
+            seed: of the random vectors it is compared with.
+
+        Raises:
+            ComgradError: no other described vector; NaN or infinite numbers.
+        """
+        from comgrad.workflows.explaining import explain_in
+
+        return explain_in(self.collection, self._groups, tau, claim=claim, cache=self._cache, seed=seed)
+
 
 def _members(vectors: Sequence[TaskVector], cards: Sequence[Card | dict[str, Any]] | None) -> list[Member]:
     if cards is None or len(cards) != len(vectors):
@@ -79,8 +98,12 @@ def _members(vectors: Sequence[TaskVector], cards: Sequence[Card | dict[str, Any
         )
     for v in vectors[1:]:
         vectors[0].base.joined(v.base)
-    read = [Card.from_dict(c) if isinstance(c, dict) else c for c in cards]
+    read = [_read(c) for c in cards]
     return [
         Member(f"v{i}", c.task_id or c.name or f"vector {i}", c.description, c.family, lambda v=v: v)  # type: ignore[misc]
         for i, (v, c) in enumerate(zip(vectors, read, strict=True))
     ]
+
+
+def _read(card: Card | dict[str, Any]) -> Card:
+    return Card.from_dict(card) if isinstance(card, dict) else card

@@ -22,6 +22,7 @@ from comgrad.types import BaseRef
 from comgrad.vectors.delta import LowRank
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.layouts import is_input_embedding
+from comgrad.workflows.standing import standing
 
 DEFAULT_RANK = 8
 MOST = 3.0  # times the median size that a task's gains may count with
@@ -34,7 +35,8 @@ ODD = 30.0  # times the median that no real gradient comes near; the largest of 
 class Known:
     """The described vectors of a collection: their evidence, and the weights when they are asked for.
 
-    Vectors and gradients come from anybody, so everything here is on one footing: vector k counts as s_k τ_k,
+    Vectors and gradients come from anybody, so near-duplicates count as one and claims that the weights contradict not at
+    all (`workflows.standing`), and everything here is on one footing: vector k counts as s_k τ_k,
     s_k = min(1, 2·median norm/‖τ_k‖), a row of gains with at most three times the median row's size, and G carries 0.1 % of
     its mean diagonal more on its diagonal. Coefficients are those of s_k τ_k; `of_originals` gives those of τ_k.
 
@@ -64,6 +66,8 @@ class Known:
                 code="no-descriptions",
             )
         chosen = atlas.subset(described)
+        counted = standing(chosen)
+        chosen = chosen.subset(counted.kept)
         texts = [m.description for m in chosen.members]
         rows = encode_cached(load_encoder(), texts, cache).astype(np.float64)
         s = footing(chosen.gram)
@@ -72,7 +76,8 @@ class Known:
         gram = chosen.gram * np.outer(s, s)
         gram = gram + JITTER * np.diag(gram).mean() * np.eye(len(s))
         names = [m.name for m in chosen.members]
-        warnings = [
+        warnings = list(counted.notes)
+        warnings += [
             f"the gradient of '{m.name}' is of another base or of other shapes and is not used"
             for m, usable in zip(chosen.members, found.known, strict=True)
             if m.gradient is not None and not usable

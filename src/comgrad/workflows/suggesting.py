@@ -150,7 +150,7 @@ def predict(
         raise ComgradError(f"the rule '{rule}'", "there is no such rule", f"choose one of: {', '.join(RULES)}")
     rank = known.usual_rank() if rank is None else rank
     task = load_task(task_dir) if task_dir is not None else None
-    found = _from_words(known, description, rule)
+    found = from_words(known, description, rule)
     if dare:
         found = replace(found, reason="")
     if not found.coefficients.any() and not found.abstained:
@@ -168,8 +168,8 @@ def predict(
     return replace(made(known, description, found, rank, used), warnings=known.warnings)
 
 
-def _from_words(known: Known, description: str, rule: str | None) -> Prediction:
-    """The rule's answer, with the reason to abstain where there is one."""
+def from_words(known: Known, description: str, rule: str | None = None) -> Prediction:
+    """The rule's answer from words alone, with the reason to abstain where there is one."""
     query = known.query(description)
     if rule is None and known.functional is not None:
         found = known.functional.predict(query)
