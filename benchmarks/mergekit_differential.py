@@ -10,7 +10,8 @@ program says so and exits with code 2.
 
 For `sum` and `mean` both are also compared with the exact result (fp64, no rounding on the way): where the two tools differ,
 that tells which one rounded more. mergekit computes in the dtype its recipe names; comgrad adds in fp64 and
-rounds the vector and the result once each, so bfloat16 checkpoints are merged by mergekit in bfloat16 and, in rows of their own, in float32.
+rounds the vector and the result once each, so bfloat16 checkpoints are merged by mergekit in bfloat16 and, in rows of
+their own, in float32.
 
 Where bf16 deltas have equal magnitudes at the threshold of `ties`, comgrad keeps all of them and a top-k some of them:
 such elements differ by more than rounding.
