@@ -1,6 +1,6 @@
 """Steps saved: fine-tuning from a suggested start against a zero start, each with its own tuned learning rate.
 
-    python benchmarks/bootstrap.py --data DIR --out BENCH_OUT [--dev 4] [--tasks 12] [--start ours+16] [--jobs 2]
+    python benchmarks/bootstrap.py --data DIR --out BENCH_OUT [--dev 4] [--tasks 12] [--start ours+16] [--jobs 2] [--page FILE]
 
 BENCH_OUT is the folder of a finished `comgrad bench descinit` whose cells hold the starts' coefficients (the task's source
 group left out). Tasks are drawn with a fixed seed: the learning rates are chosen on development tasks, the figures are of
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +33,10 @@ STEPS, SHARE = 80, 0.8
 QUARTER = 0.25
 LOOK_AT = (3, 6, 10, 15, 20, 30, 40, 60, 80)
 RATES = (1e-3, 2e-3, 4e-3)
-GROUPS = {"zero": "from zero", "start": "from the suggested start"}
+GROUPS = ("zero", "start")  # a learning rate is chosen for each
+KINDS = ("zero", "start", "quarter", "merged")
+HEAD = ["task", "sibling", "base", "start's loss", *(f"steps, {k}" for k in KINDS), *(f"end, {k}" for k in KINDS)]
+Runs = dict[tuple[str, str, float], list[list[float]]]
 
 
 def main() -> None:
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--start", default="ours+16", help="method whose coefficients make the start")
     parser.add_argument("--test-examples", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--page", type=Path, help="write the table as Markdown here")
     options = parser.parse_args()
     dev, test = _tasks(options)
     folder = options.out / "bootstrap"
@@ -52,7 +57,11 @@ def main() -> None:
     rates = {kind: _best_rate(kind, dev, runs) for kind in GROUPS}
     rates |= {"quarter": rates["start"], "merged": rates["zero"]}
     runs |= _all([(t, kind, rates[kind]) for t in test for kind in rates], options, folder)
-    _show(test, rates, runs, options)
+    lines = _lines(test, rates, runs, options)
+    facts = _facts(lines, rates)
+    _show(lines, facts)
+    if options.page is not None:
+        atomic_write_bytes(options.page, _page(lines, facts, options).encode())
 
 
 def _tasks(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -84,9 +93,7 @@ def _coefficients(worker: Any, task: str, method: str) -> np.ndarray | None:
     return np.array(kept["coefficients"])
 
 
-def _all(
-    wanted: list[tuple[str, str, float]], options: argparse.Namespace, folder: Path
-) -> dict[tuple[str, str, float], list[list[float]]]:
+def _all(wanted: list[tuple[str, str, float]], options: argparse.Namespace, folder: Path) -> Runs:
     """Readings (step, test loss) of every run, made where they are not kept."""
     todo = [w for w in wanted if not _file(folder, options.start, *w).exists()]
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -155,67 +162,99 @@ def steps_to(target: float, readings: list[list[float]]) -> float:
     return readings[-1][0]
 
 
-def _best_rate(kind: str, dev: list[str], runs: dict[tuple[str, str, float], list[list[float]]]) -> float:
+def _best_rate(kind: str, dev: list[str], runs: Runs) -> float:
     """The rate with the least mean over tasks and readings of the loss relative to the base's."""
     base = {t: runs[t, "zero", RATES[0]][0][1] for t in dev}
     mean = {r: np.mean([np.mean([x[1] for x in runs[t, kind, r]]) / base[t] for t in dev]) for r in RATES}
     return min(mean, key=lambda r: mean[r])
 
 
-def _show(
-    tasks: list[str],
-    rates: dict[str, float],
-    runs: dict[tuple[str, str, float], list[list[float]]],
-    options: argparse.Namespace,
-) -> None:
-    table = Table(
-        "task",
-        "sibling",
-        "base",
-        "start",
-        "steps, zero",
-        "steps, start",
-        "end, zero",
-        "end, start",
-        "quarter",
-        "merged",
-    )
+@dataclass(frozen=True)
+class Line:
+    """One task: is there a sibling, test losses of base and start, steps of each arm, final losses of each arm."""
+
+    task: str
+    sibling: bool
+    base: float
+    start: float
+    steps: dict[str, float]
+    end: dict[str, float]
+
+
+def _lines(tasks: list[str], rates: dict[str, float], runs: Runs, options: argparse.Namespace) -> list[Line]:
     siblings = _with_sibling(options)
-    ratios, better, quarter, ahead, ends = [], [], [], [], []
+    out = []
     for t in tasks:
-        zero, ours, part, merged = (runs[t, kind, rates[kind]] for kind in ("zero", "start", "quarter", "merged"))
+        of = {kind: runs[t, kind, rates[kind]] for kind in KINDS}
+        zero = of["zero"]
         target = zero[0][1] - SHARE * (zero[0][1] - min(x[1] for x in zero))
-        a, b = steps_to(target, zero), steps_to(target, ours)
-        ratios.append(max(b, 1.0) / max(a, 1.0))
-        ahead.append(max(steps_to(target, merged), 1.0) / max(a, 1.0))
-        ends.append(zero[-1][1] - merged[-1][1])
-        better.append(zero[-1][1] - ours[-1][1])
-        quarter.append((zero[0][1] - part[-1][1], zero[0][1] - ours[-1][1]))
-        cells = (f"{x:.3f}" for x in (zero[-1][1], ours[-1][1], part[-1][1], merged[-1][1]))
-        table.add_row(
-            t,
-            "yes" if t in siblings else "no",
-            f"{zero[0][1]:.3f}",
-            f"{ours[0][1]:.3f}",
-            f"{a:.0f}",
-            f"{b:.0f}",
-            *cells,
+        steps = {k: max(steps_to(target, r), 1.0) for k, r in of.items()}
+        ends = {k: r[-1][1] for k, r in of.items()}
+        out.append(Line(t, t in siblings, zero[0][1], of["start"][0][1], steps, ends))
+    return out
+
+
+def _facts(lines: list[Line], rates: dict[str, float]) -> list[str]:
+    """What the table says, a line each."""
+    out = [f"Learning rates chosen on development tasks: zero {rates['zero']:g}, start {rates['start']:g}."]
+    for kind, name in (("start", "the start trained"), ("merged", "the start merged, a fresh adapter on top")):
+        for what, chosen in (
+            ("all tasks", lines),
+            ("tasks with a sibling (same family, other source)", [x for x in lines if x.sibling]),
+            ("tasks whose start recovers a fifth of the gap or more", [x for x in lines if _ahead(x) >= 0.2]),
+        ):
+            ratios = np.array([x.steps[kind] / x.steps["zero"] for x in chosen])
+            out.append(f"Steps saved to {SHARE:.0%} of the gap, {name}, {what}: {_saved(ratios)}.")
+        less = np.array([x.end["zero"] - x.end[kind] for x in lines])
+        out.append(
+            f"Final loss, {name}: lower than from zero by {less.mean():+.4f} on average, no higher on {np.mean(less >= 0):.0%}."
         )
-    Console(width=140).print(table)
-    chosen = np.array([t in siblings for t in tasks])
-    print(f"learning rates chosen on development tasks: zero {rates['zero']:g}, start {rates['start']:g}")
-    print(f"steps saved to {SHARE:.0%} of the gap, all: {_saved(np.array(ratios))}")
-    print(f"steps saved, tasks with a sibling (same family, other source): {_saved(np.array(ratios)[chosen])}")
-    print(f"steps saved, others: {_saved(np.array(ratios)[~chosen])}")
-    print(
-        f"final loss, zero minus start: mean {np.mean(better):+.4f}, start not worse on {np.mean(np.array(better) >= 0):.0%}"
+    kept = sum(x.base - x.end["quarter"] for x in lines) / sum(x.base - x.end["start"] for x in lines)
+    out.append(f"A quarter of the start's parameters keeps {kept:.1%} of the gain of all (sums over tasks).")
+    return out
+
+
+def _ahead(x: Line) -> float:
+    """The share of what training from zero gains that the start has before any step."""
+    return (x.base - x.start) / (x.base - x.end["zero"])
+
+
+def _show(lines: list[Line], facts: list[str]) -> None:
+    table = Table(*HEAD)
+    for line in lines:
+        table.add_row(*_cells(line))
+    Console(width=150).print(table)
+    print("\n".join(facts))
+
+
+def _cells(x: Line) -> list[str]:
+    steps = [f"{x.steps[k]:.0f}" for k in KINDS]
+    ends = [f"{x.end[k]:.3f}" for k in KINDS]
+    return [x.task, "yes" if x.sibling else "no", f"{x.base:.3f}", f"{x.start:.3f}", *steps, *ends]
+
+
+def _page(lines: list[Line], facts: list[str], options: argparse.Namespace) -> str:
+    rows = [f"| {' | '.join(r)} |" for r in (HEAD, ["---"] * len(HEAD), *map(_cells, lines))]
+    asked = f"--dev {options.dev} --tasks {options.tasks} --start {options.start}"
+    command = f"python benchmarks/bootstrap.py --data data --out bench-out {asked} --page docs/bootstrapping.md"
+    return "\n".join(
+        [
+            "# Fine-tuning from a predicted start: steps saved",
+            "",
+            f"Written by `{command}`; no figure here was typed by hand.",
+            "",
+            f"Starts are those of `{options.start}` in [descinit](descinit.md): the task's source group is left out, and nothing",
+            f"of the test examples is seen. Every arm trains {STEPS} steps of 16 on the task's training examples. The target is",
+            f"{SHARE:.0%} of the way from the base's test loss to the best that the zero start reaches. *start*: the adapter as",
+            "`comgrad suggest` writes it is trained on; *quarter*: only the quarter of its parameters that `--share 0.25` names;",
+            "*merged*: the start is merged into the base and a fresh adapter trained on top (`--merge-init`).",
+            "",
+            *rows,
+            "",
+            *(f"- {f}" for f in facts),
+            "",
+        ]
     )
-    print(f"merged start, fresh adapter: steps saved {_saved(np.array(ahead))}")
-    print(
-        f"  final loss, zero minus merged: mean {np.mean(ends):+.4f}, not worse on {np.mean(np.array(ends) >= 0):.0%}"
-    )
-    gains = np.array(quarter)
-    print(f"a quarter of the parameters keeps {gains[:, 0].sum() / gains[:, 1].sum():.1%} of the gain of all (summed)")
 
 
 def _with_sibling(options: argparse.Namespace) -> set[str]:

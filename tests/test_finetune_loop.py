@@ -336,9 +336,20 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         {"seed": -1},
         {"seed": 2**32},
         {"warmup_steps": -1},
+        {"steps": 8, "warmup_steps": 8},
         {"learning_rate": float("nan")},
     ],
 )
 def test_impossible_loops_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ComgradError):
         TrainSpec(**bad)
+
+
+def test_a_shorter_run_warms_up_for_the_same_share() -> None:
+    from comgrad.workflows.training_start import TrainRequest
+
+    recipe = recipe_named("nonlinear")
+    assert TrainRequest(Path("task"), "nonlinear", steps=40).spec(recipe).warmup_steps == 4
+    assert TrainRequest(Path("task"), "nonlinear", steps=1).spec(recipe).warmup_steps == 0
+    assert TrainRequest(Path("task"), "nonlinear", steps=40, warmup_steps=7).spec(recipe).warmup_steps == 7
+    assert TrainRequest(Path("task"), "nonlinear").spec(recipe) == recipe.spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def _with_peft(model: nn.Module, trained: TaskVector) -> nn.Module:
 
     with tempfile.TemporaryDirectory(prefix="comgrad-") as folder:
         write_peft(trained, Path(folder) / "start")
-        out: nn.Module = PeftModel.from_pretrained(model, str(Path(folder) / "start"), is_trainable=True)
+        with warnings.catch_warnings():  # PEFT asks transformers by a name that transformers is giving up
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+            out: nn.Module = PeftModel.from_pretrained(model, str(Path(folder) / "start"), is_trainable=True)
     count = sum(p.numel() for p in out.parameters() if p.requires_grad)
     expected = sum(d.rank * sum(d.shape) for d in trained.tensors.values() if isinstance(d, LowRank))
     if count != expected:

@@ -40,6 +40,13 @@ class TrainSpec:
                 "correct the numbers",
                 code="bad-recipe",
             )
+        if self.warmup_steps >= self.steps:
+            raise ComgradError(
+                f"{self.warmup_steps} steps of warm-up in a run of {self.steps}",
+                "the learning rate would never reach its value",
+                "warm up for fewer steps, or train for more",
+                code="bad-recipe",
+            )
         if not 0 <= self.seed < 2**32:
             raise ComgradError(
                 f"the seed {self.seed}", "a seed is a whole number below 2³²", "give another", code="bad-recipe"

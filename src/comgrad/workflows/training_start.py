@@ -65,9 +65,12 @@ class TrainRequest:
     gradient: bool = True
 
     def spec(self, recipe: Recipe) -> TrainSpec:
-        """The recipe's loop with what was asked for."""
+        """The recipe's loop with what was asked for; a warm-up not asked for keeps its share of the steps."""
         keys = ("steps", "learning_rate", "batch_size", "schedule", "warmup_steps", "seed", "precision")
-        return replace(recipe.spec, **{k: v for k in keys if (v := getattr(self, k)) is not None})
+        asked = {k: v for k in keys if (v := getattr(self, k)) is not None}
+        if self.steps and self.warmup_steps is None:
+            asked["warmup_steps"] = recipe.spec.warmup_steps * self.steps // recipe.spec.steps
+        return replace(recipe.spec, **asked)
 
 
 def check_options(request: TrainRequest, recipe: Recipe) -> None:

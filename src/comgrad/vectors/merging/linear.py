@@ -7,17 +7,20 @@ from collections.abc import Sequence
 
 from comgrad.errors import ComgradError
 from comgrad.vectors import delta as _delta
-from comgrad.vectors.delta import Delta, LowRank
-from comgrad.vectors.merging.common import all_names, held, one_base
+from comgrad.vectors.delta import Delta, Dense, LowRank
+from comgrad.vectors.merging.common import all_names, average, held, one_base
 from comgrad.vectors.merging.settings import Settings
 from comgrad.vectors.task_vector import TaskVector, like
 
 
 def weighted_sum(vectors: Sequence[TaskVector], weights: Sequence[float], _: Settings | None = None) -> TaskVector:
-    """Σ wᵢ·τᵢ: low-rank stays low-rank, and no term is copied twice."""
+    """Σ wᵢ·τᵢ: low-rank stays low-rank, no term is copied twice, and dense terms are added in fp64 and rounded once."""
 
     def combined(name: str) -> Delta:
-        terms = [h.delta.scaled(h.weight) for h in held(vectors, weights, name)]
+        given = held(vectors, weights, name)
+        if len(given) > 1 and all(isinstance(h.delta, Dense) for h in given):
+            return average(given, 1)
+        terms = [h.delta.scaled(h.weight) for h in given]
         low = [t for t in terms if isinstance(t, LowRank)]
         total: Delta | None = _delta.concatenate(low) if low else None
         for t in terms:

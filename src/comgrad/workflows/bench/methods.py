@@ -26,6 +26,7 @@ from comgrad.vectors.delta import Delta, LowRank, matrix_shape
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.workflows.bench import ceilings, scale, search, shots, training
 from comgrad.workflows.bench.aid import Aid
+from comgrad.workflows.bench.cut import RANK, cut
 from comgrad.workflows.bench.fold import Fold
 from comgrad.workflows.bench.outcome import Outcome
 
@@ -39,6 +40,7 @@ PREDICTING = tuple(
 )  # fmt: skip
 FITTING = (*PREDICTING, "comgrad.predict.fewshot", "comgrad.workflows.bench.shots")
 SCALING = (*PREDICTING, "comgrad.workflows.bench.scale")
+CUT = (*PREDICTING, "comgrad.workflows.bench.cut", "comgrad.predict.start")
 TEXT, FEW, TRAINED, CEILING = "text", "examples", "trained", "ceiling"
 
 
@@ -154,6 +156,12 @@ def _table() -> list[Method]:
             "functional", partial(by_rule, rule="functional"), "**ours**: predicted gains, charged for risk; abstains"
         ),
         Method("functional-forced", partial(forced, rule="functional"), "the same, never abstaining"),
+        Method(
+            f"functional-r{RANK}",
+            partial(cut, whole=partial(by_rule, rule="functional")),
+            f"functional as `comgrad suggest` writes it: at rank {RANK}",
+            code=CUT,
+        ),
         Method("bold", bold, "functional-forced plus half of softmax5: the other end of the trade"),
         Method("random-coefficients", random_coefficients, "random sum with the mean's norm", needs="nothing", code=()),
         Method("random-lora", random_lora, "random adapter with a known one's norms", needs="nothing", code=()),
@@ -162,6 +170,16 @@ def _table() -> list[Method]:
         Method(f"ours+{n}", shots.ours, f"**ours** with {n} labelled examples", FEW, f"{n} examples", code=FITTING)
         for n in (16, 160)
     ]
+    few.append(
+        Method(
+            f"ours+16-r{RANK}",
+            partial(cut, whole=shots.ours),
+            f"ours+16 at rank {RANK}",
+            FEW,
+            "16 examples",
+            code=(*FITTING, *CUT),
+        )
+    )
     once = partial(shots.ours, rounds=1)
     few.append(Method("ours+160-once", once, "ours+160 linearised at the base only", FEW, "160 examples", code=FITTING))
     few += [

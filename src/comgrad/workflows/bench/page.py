@@ -13,6 +13,7 @@ from comgrad.workflows.bench.plan import GIVEN, Request
 from comgrad.workflows.bench.score import common, gap_recovered
 from comgrad.workflows.bench.score import figures as figures_of
 from comgrad.workflows.bench.tables import Group, Row
+from comgrad.workflows.bench.targets import targets
 from comgrad.workflows.bench.words import VARIANTS
 
 OURS = ("functional", "ours+16", "ours+160")
@@ -39,7 +40,7 @@ def page(rows: Sequence[Row], environment: Environment, request: Request, pictur
     parts = [HEAD, f"![Waterfall]({picture})\n" if picture else ""]
     for pool, title in (("all", "all tasks"), ("held-out", "tasks on which no constant was chosen")):
         parts.append(f"## Headline: {SPLITS[split]} ({title})\n\n{_headline(figures, split, pool)}")
-    parts.append(_comparisons(rows, split, seed))
+    parts += [_targets(rows, split, seed), _comparisons(rows, split, seed), _calibration(figures, split)]
     parts += [
         f"## {SPLITS[other][0].upper()}{SPLITS[other][1:]}\n\n{_headline(figures, other, 'all')}"
         for other in request.splits[1:]
@@ -86,6 +87,33 @@ def _figures(f: Row) -> list[str]:
         _n(f["rld"], 3),
         _n(f["strength_spearman"]),
     ]
+
+
+def _targets(rows: Sequence[Row], split: str, seed: int) -> str:
+    found = targets(rows, split, seed=seed)
+    if not found:
+        return ""
+    lines = [[t.method, t.asked, t.found, str(t.tasks), "met" if t.met else "**missed**"] for t in found]
+    met = sum(t.met for t in found)
+    head = ("method", "target", "found", "tasks", "")
+    return f"## Targets\n\n{met} of {len(found)} met, on the tasks that each row has.\n\n{_table(head, lines)}"
+
+
+def _calibration(figures: Sequence[Row], split: str) -> str:
+    chosen = [
+        f
+        for f in figures
+        if (f["split"], f["pool"], f["variant"], f["known"]) == (split, "all", GIVEN, 0)
+        and math.isfinite(f["strength_spearman"])
+    ]
+    if not chosen:
+        return ""
+    lines = [[f["method"], _n(f["strength_spearman"]), _n(f["expected_slope"])] for f in chosen]
+    head = ("method", "Spearman of strength with the relative gain", "realised on expected gain, slope")
+    return (
+        "## Calibration\n\nWhether the method's own words foresee what happens. A slope of 1 means that it promises what "
+        f"it keeps; below 1 it promises too much.\n\n{_table(head, lines)}"
+    )
 
 
 def _comparisons(rows: Sequence[Row], split: str, seed: int) -> str:
