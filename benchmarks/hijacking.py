@@ -317,7 +317,8 @@ def _suggested(registry: Registry, atlas: Collection, h: Honest) -> Iterator[tup
     """Sources by what they add to the prediction, |c_k|·‖τ_k‖, from a registry without the query's own entry."""
     gains, norms = atlas.gains().total, np.sqrt(np.diag(atlas.gram))
     rows = load_encoder().encode([m.description for m in atlas.members]).astype(np.float64)
-    raw = Evidence(atlas.gram, gains, rows, tuple(m.description for m in atlas.members))
+    gram = atlas.gram + 1e-9 * np.diag(atlas.gram).mean() * np.eye(len(norms))  # copies and sums make it singular
+    raw = Evidence(gram, gains, rows, tuple(m.description for m in atlas.members))
     answers: dict[tuple[str, bool], Answers] = {(r, d): [] for r in ("default", "softmax5") for d in (False, True)}
     for own, text in zip(h.ids, h.texts, strict=True):
         rest = [i for i, identity in enumerate(atlas.ids) if identity != own]
@@ -337,10 +338,7 @@ def _coefficients(evidence: Evidence, text: str, rule: str) -> np.ndarray[Any, n
     query = Known.query(text)
     if rule == "default" and int(evidence.with_gradient.sum()) >= FEWEST:
         made = Functional.of(evidence)
-        try:
-            return np.asarray(np.linalg.solve(made.penalty, made.gains_at(query)))
-        except np.linalg.LinAlgError:  # sums and copies of known vectors, undefended; what is shipped never gets here
-            return np.asarray(np.linalg.lstsq(made.penalty, made.gains_at(query), rcond=None)[0])
+        return np.asarray(np.linalg.solve(made.penalty, made.gains_at(query)))
     return RULES["ridge" if rule == "default" else rule](evidence, query).coefficients
 
 

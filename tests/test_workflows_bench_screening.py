@@ -46,7 +46,7 @@ from comgrad.workflows.bench_screening.plan import (
 )
 from comgrad.workflows.bench_screening.results import mislabel_areas, results_of, verdicts
 from comgrad.workflows.bench_screening.run import Outcome, run
-from comgrad.workflows.bench_screening.settings import SEEN, UNSEEN_TASK, UNSEEN_TRIGGER, splits
+from comgrad.workflows.bench_screening.settings import SEEN, UNSEEN_TASK, UNSEEN_TRIGGER, judge, splits
 from comgrad.workflows.bench_screening.store import Row, Store, as_table, read_table
 from comgrad.workflows.bench_screening.suite import choose, suite_named
 from comgrad.workflows.bench_screening.table import NORM, SPECTRAL, WHOLE, kept_rows
@@ -295,10 +295,15 @@ def test_planted_attacks_are_found_and_shuffled_ones_are_not() -> None:
 
 
 def test_nothing_planted_is_nothing_found() -> None:
-    found = results_of(planted(0.0, blocks=12), [], suite_named("screen8"))
-    area = found.area(SEEN, WHOLE)
-    assert area is not None and area.auroc < 0.7  # below 0.5 it may be: what a fold lacks, its judges have more of
-    assert verdicts(found)[0].verdict == "missed"
+    found = []
+    for seed in range(5):
+        table, _ = kept_rows(planted(0.0, seed, blocks=16), suite_named("screen8"))
+        judged = judge(table, SEEN, WHOLE)
+        known = table.kinds[list(judged.rows)] != MATCHED
+        found.append(auroc(judged.scores[known], table.bad[list(judged.rows)][known]))
+    assert abs(np.mean(found) - 0.5) < 0.1
+    far = results_of(planted(0.0, blocks=8), [], suite_named("screen8"))
+    assert verdicts(far)[0].verdict == "missed"
 
 
 def test_no_screen_saw_the_block_or_trigger_or_dataset_it_judges() -> None:

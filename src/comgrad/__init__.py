@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comgrad.errors import ComgradError
 
 if TYPE_CHECKING:
+    from comgrad.explain.explanation import Explanation
     from comgrad.geometry.angles import grassmann, principal_angles
     from comgrad.geometry.gram import gram
     from comgrad.geometry.measures import compare, matrix
@@ -26,6 +27,7 @@ _EXPORTS = {
     "BaseRef": "comgrad.types",
     "Card": "comgrad.registry.card",
     "Dense": "comgrad.vectors.delta",
+    "Explanation": "comgrad.explain.explanation",
     "LowRank": "comgrad.vectors.delta",
     "Registry": "comgrad.workflows.registry",
     "Suggestion": "comgrad.workflows.suggesting",
@@ -45,6 +47,7 @@ __all__ = [
     "Card",
     "ComgradError",
     "Dense",
+    "Explanation",
     "LowRank",
     "Registry",
     "Suggestion",

@@ -68,7 +68,9 @@ def _show(x: Explanation) -> None:
         table(("subspaces", "overlap z", "weights", "nearest known", "family"), rows)
     if x.sources and not x.like_random:
         say("")
-        parts = [(s.coefficient, 100 * s.share, s.name) for s in x.sources[:MOST_ROWS]]
+        parts: list[tuple[object, ...]] = [(s.coefficient, 100 * s.share, s.name) for s in x.sources[:MOST_ROWS]]
+        if rest := x.sources[MOST_ROWS:]:
+            parts.append((None, 100 * sum(s.share for s in rest), f"{len(rest)} others"))
         table(("coefficient", "% of ‖τ‖²", "made of"), [*parts, (None, 100 * x.residual, "nothing known")])
     if x.candidates:
         say("")

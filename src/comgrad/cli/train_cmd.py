@@ -48,7 +48,10 @@ def train(
         typer.Option(help="constant, linear or cosine learning rate; lora and qlora: constant; others: cosine."),
     ] = None,
     warmup_steps: Annotated[
-        int | None, typer.Option(help="Steps in which the learning rate rises; lora and qlora: 0; others: 8 of 80, in proportion.", min=0)
+        int | None,
+        typer.Option(
+            help="Steps in which the learning rate rises; lora and qlora: 0; others: 8 of 80, in proportion.", min=0
+        ),
     ] = None,
     limit_examples: Annotated[
         int | None, typer.Option(help="Train on so many examples, drawn with the seed.", min=1)

@@ -159,7 +159,9 @@ def study(atlas: Collection, entries: Sequence[Entry], asked: Sequence[str], sin
         mixtures=tuple(_mixtures(atlas, kept, entries)),
         usual_residual=float(np.median(residuals(atlas.gram, kept))),
         lacking=tuple(_lacking(alone, asked)),
-        thin=tuple(sorted(((f, n) for f, n in counts.items() if n <= THIN and f != NO_FAMILY), key=lambda x: (x[1], x[0]))),
+        thin=tuple(
+            sorted(((f, n) for f, n in counts.items() if n <= THIN and f != NO_FAMILY), key=lambda x: (x[1], x[0]))
+        ),
         lonely=tuple((alone.members[i].name, alone.members[j].name, c) for i, j, c in lonely(alone.centred_cosine())),
         notes=notes,
         points=tuple(Point(m.id, m.name, m.family, m.description) for m in alone.members),
