@@ -9,7 +9,7 @@ import torch
 
 from comgrad.errors import ComgradError
 from comgrad.types import BaseRef
-from comgrad.vectors.delta import Delta, LowRank, concatenate, matrix_shape
+from comgrad.vectors.delta import Delta, LowRank, concatenate, inner, matrix_shape
 from comgrad.vectors.task_vector import TaskVector
 
 
@@ -59,19 +59,21 @@ def predicted_start(vector: TaskVector, rank: int, *, scale: float = 1.0) -> Sta
         scale: α/r of the adapter written. It changes how fast training moves ΔW, not ΔW itself.
     """
     matrices = {n: d for n, d in vector.tensors.items() if d.is_matrix}
-    whole = vector.inner(vector)
-    if not matrices or whole == 0.0:
+    small, kept = TaskVector(vector.base, matrices).compress(rank) if matrices else (None, 0.0)
+    energy = (
+        small.inner(small) if small is not None else 0.0
+    )  # of few columns, where the prediction has all its sources'
+    if small is None or energy == 0.0:
         raise ComgradError(
             "a prediction with no matrices", "an adapter holds matrices only", "use a zero start instead"
         )
-    small, kept = TaskVector(vector.base, matrices).compress(rank)
-    part = TaskVector(vector.base, matrices)
+    rest = sum(inner(d, d) for d in vector.tensors.values() if not d.is_matrix)
     written: dict[str, Delta] = {}
     for name, d in small.tensors.items():
         assert isinstance(d, LowRank)
         root = (d.scale / scale) ** 0.5
         written[name] = replace(d, B=d.B * root, A=d.A * root, scale=scale)
-    return Start(TaskVector(vector.base, written), kept * part.inner(part) / whole)
+    return Start(TaskVector(vector.base, written), energy / (energy / kept + rest))
 
 
 def zero_start(base: BaseRef, shapes: Mapping[str, Delta], rank: int, *, scale: float = 1.0, seed: int = 0) -> Start:
