@@ -173,6 +173,23 @@ def test_compress_is_the_truncated_svd_and_balanced() -> None:
     torch.testing.assert_close(d.B.T @ d.B, d.A @ d.A.T)
 
 
+@pytest.mark.parametrize("shape", [(40, 56), (56, 40)])
+@pytest.mark.parametrize("falls_to", [0.0, -2.0, -30.0])  # the last: below what squares can see, so by the whole SVD
+def test_compress_of_a_sum_of_many_is_the_truncated_svd(shape: tuple[int, int], falls_to: float) -> None:
+    m, n = shape
+    generator = torch.Generator().manual_seed(3)
+    B = torch.randn(m, 200, generator=generator) * torch.logspace(0, falls_to, 200)
+    d = LowRank(B, torch.randn(200, n, generator=generator), scale=-0.7)
+    W = -0.7 * (d.B.double() @ d.A.double())
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    small, kept = TaskVector(BASE, {"x": d}).compress(4)
+    best = (U[:, :4] * S[:4]) @ Vh[:4]
+    assert float((small.tensors["x"].dense() - best).norm()) <= 2e-6 * float(best.norm())
+    assert kept == pytest.approx(float(S[:4].square().sum() / S.square().sum()), rel=1e-12)
+    again, _ = TaskVector(BASE, {"x": Dense(W)}).compress(4)
+    torch.testing.assert_close(again.tensors["x"].dense(), best)
+
+
 def test_deferred_vectors_stay_deferred_and_drop_pins() -> None:
     pinned = Pinned(torch.tensor([0]), torch.tensor([1.0]))
 

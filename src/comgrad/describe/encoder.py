@@ -28,7 +28,7 @@ class TextEncoder(Protocol):
 
 
 class SentenceEncoder:
-    """A sentence-transformers model, frozen, in evaluation mode."""
+    """Any sentence-transformers model, frozen, in evaluation mode."""
 
     def __init__(self, name: str, path: str, *, digest: str = "", batch_size: int = 64) -> None:
         logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
@@ -61,4 +61,9 @@ def load_encoder(name: str = DEFAULT_ENCODER) -> TextEncoder:
         NotFound: the model is neither installed as a package, nor a folder, nor in the local hub cache.
     """
     base = resolve_base(name)
-    return SentenceEncoder(base.name, str(base.path), digest=fingerprint(base.path).root)
+    digest = fingerprint(base.path).root
+    from comgrad.describe.mean_pooled import MeanPooledBert  # torch: only when texts are encoded
+
+    if MeanPooledBert.reads(base.path):
+        return MeanPooledBert(base.name, base.path, digest=digest)
+    return SentenceEncoder(base.name, str(base.path), digest=digest)

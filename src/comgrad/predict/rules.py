@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from comgrad.describe import targets
 from comgrad.describe.head import fit_head
@@ -57,6 +56,8 @@ def nearest(evidence: Evidence, query: Query) -> Prediction:
 
 def tfidf_nearest(evidence: Evidence, query: Query) -> Prediction:
     """The vector whose description shares most words, rare words weighing more; zero where none is shared."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # a second of imports
+
     texts = TfidfVectorizer(sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b")
     try:
         known = texts.fit_transform(evidence.texts)

@@ -270,9 +270,13 @@ class Store:
         """Records by the words of name, labels, description and notes, best first."""
         return self.catalogue.search(text, limit=limit)
 
-    def blob_path(self, key: str) -> Path:
-        """The read-only file with a vector's bytes. Raises NotFound, StorageError (`blob-missing`, `blob-linked`)."""
-        found = self.get(key)
+    def blob_path(self, key: str | Record) -> Path:
+        """The read-only file with a vector's bytes; of a record without another look into the catalogue.
+
+        Raises:
+            NotFound; StorageError (`blob-missing`, `blob-linked`).
+        """
+        found = key if isinstance(key, Record) else self.get(key)
         with self._whole(found):
             return self.blobs.path(found.digest)
 

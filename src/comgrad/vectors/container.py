@@ -105,8 +105,10 @@ def load(path: str | Path, *, lazy: bool = True) -> TaskVector:
         groups = _groups(file)
         base = BaseRef(file.metadata.get("base_name", ""), file.metadata.get("base_fingerprint") or None)
         warnings = _read_warnings(file)
-        read = partial(_read, file, groups, defaults)
-        if not lazy or path.stat().st_size <= _IN_MEMORY:
+        small = path.stat().st_size <= _IN_MEMORY
+        tensor = file.get_all().__getitem__ if small else file.get
+        read = partial(_read, file, groups, defaults, tensor)
+        if small or not lazy:
             tau = TaskVector(base, {name: read(name) for name in groups}, warnings)
             file.close()
             return tau
@@ -277,11 +279,17 @@ def _check_entries(file: SafetensorsFile, name: str, parts: set[str]) -> None:
             raise _bad(file, f"the pinned elements of '{name}' do not pair")
 
 
-def _read(file: SafetensorsFile, groups: Mapping[str, set[str]], defaults: _Defaults, name: str) -> Delta:
+def _read(
+    file: SafetensorsFile,
+    groups: Mapping[str, set[str]],
+    defaults: _Defaults,
+    tensor: Callable[[str], Tensor],
+    name: str,
+) -> Delta:
     parts = groups[name]
 
     def get(part: str) -> Tensor:
-        return file.get(f"{name}.{part}")
+        return tensor(f"{name}.{part}")
 
     flags = get("flags").tolist() if "flags" in parts else None
     if flags is not None and (flags[0] not in (0, 1) or flags[1] not in STORED):

@@ -78,6 +78,15 @@ class SafetensorsFile:
                 self._handle, self._mapped = None, 0
         return tensor
 
+    def get_all(self) -> dict[str, Tensor]:
+        """Every tensor in its stored dtype, from one read of the whole file. Raises FileRefused: `changed-while-reading`."""
+        from safetensors.torch import load
+
+        data = self._source.read(0, self._source.size)
+        self._source.unchanged()
+        tensors: dict[str, Tensor] = load(data)
+        return tensors
+
     def sha256(self, name: str) -> str:
         """SHA-256 of a tensor's bytes as stored, in hexadecimal, streamed."""
         entry, digest = self.entry(name), hashlib.sha256()

@@ -61,7 +61,7 @@ class Entry:
         """The task vector, read from its blob."""
         from comgrad.vectors.task_vector import TaskVector
 
-        return TaskVector.load(self.store.blob_path(self.id))
+        return TaskVector.load(self.store.blob_path(self.record))
 
     def gradient(self) -> GradientRecord | None:
         """The record of its task's gradient, if it has one."""
