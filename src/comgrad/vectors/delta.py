@@ -317,15 +317,12 @@ def _leading_of(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:
     Squaring costs half the digits of what is small beside σ₁: None where a direction asked for is below 1e-4 σ₁, where
     the error of Q, about 1e-16·(σ₁/σ_k)², would pass 1e-8.
     """
-    from scipy.linalg import eigh  # only here: the one routine that finds a few eigenvectors
-
     wide = W.shape[0] > W.shape[1]
     side = W.T if wide else W
-    m = side.shape[0]
-    values, vectors = eigh((side @ side.T).cpu().numpy(), subset_by_index=[m - rank, m - 1])
-    if not values[0] > 1e-8 * values[-1]:
+    values, vectors = torch.linalg.eigh(side @ side.T)
+    if not values[-rank] > 1e-8 * values[-1]:
         return None
-    Q = torch.from_numpy(vectors).to(W.device)
+    Q = vectors[:, -rank:]
     u, S, vh = torch.linalg.svd(Q.T @ side, full_matrices=False)
     U, Vh = (vh.T, (Q @ u).T) if wide else (Q @ u, vh)
     sign = _signs(U)

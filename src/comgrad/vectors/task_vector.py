@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from comgrad.engine.local import map_ordered
 from comgrad.errors import ComgradError, Undefined
 from comgrad.types import BaseRef
 from comgrad.vectors import delta as _delta
@@ -16,6 +17,9 @@ from comgrad.vectors.delta import Delta, Dense, LowRank
 
 if TYPE_CHECKING:
     from comgrad.vectors.checkpoints import Applied
+
+
+_AT_ONCE = 1 << 22  # elements; of larger tensors one at a time, with all threads, is as quick and needs less memory
 
 
 class Deferred(Mapping[str, Delta]):
@@ -187,11 +191,16 @@ class TaskVector:
         """
         if rank < 1:
             raise ComgradError(f"rank {rank}", "a low-rank delta needs at least one column", "ask for rank 1 or more")
+
+        def cut(name: str) -> tuple[Delta, float, float]:
+            return _delta.compress(self.tensors[name], rank)
+
+        small = not isinstance(self.tensors, Deferred) and all(d.numel <= _AT_ONCE for d in self.tensors.values())
+        done = map_ordered(cut, self.tensors) if small else map(cut, self.tensors)
         kept = whole = 0.0
         out: dict[str, Delta] = {}
-        for name, d in self.tensors.items():
-            out[name], k, w = _delta.compress(d, rank)
-            kept, whole = kept + k, whole + w
+        for name, (made, k, w) in zip(self.tensors, done, strict=True):
+            out[name], kept, whole = made, kept + k, whole + w
         return TaskVector(self.base, out), (kept / whole if whole > 0 else 1.0)
 
     @property
