@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from comgrad.atlas.duplicates import DUPLICATE
 from comgrad.errors import ComgradError
-from comgrad.workflows.adding import NEAR_DUPLICATE, AddRequest, add_one, add_paths
+from comgrad.workflows.adding import AddRequest, add_one, add_paths
 from comgrad.workflows.registry import Registry
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -162,7 +163,7 @@ def test_a_scaled_copy_is_called_what_it_is(zoo: list[Path], tmp_path: Path) -> 
     assert any(f"nearly the same vector as '{results[0].name}'" in w for w in results[3].warnings)
     assert any("no description" in w for w in results[3].warnings)
     cosine = Registry().get(results[0].id or "").vector().cosine(Registry().get(results[3].id or "").vector())
-    assert cosine > NEAR_DUPLICATE
+    assert cosine > DUPLICATE
 
 
 def test_what_is_stored_is_the_same_vector(zoo: list[Path]) -> None:

@@ -59,11 +59,9 @@ def predicted_start(vector: TaskVector, rank: int, *, scale: float = 1.0) -> Sta
         scale: α/r of the adapter written. It changes how fast training moves ΔW, not ΔW itself.
     """
     matrices = {n: d for n, d in vector.tensors.items() if d.is_matrix}
-    small, kept = TaskVector(vector.base, matrices).compress(rank) if matrices else (None, 0.0)
-    energy = (
-        small.inner(small) if small is not None else 0.0
-    )  # of few columns, where the prediction has all its sources'
-    if small is None or energy == 0.0:
+    small, kept = TaskVector(vector.base, matrices).compress(rank)
+    energy = small.inner(small)  # of few columns; the prediction itself has all its sources'
+    if energy == 0.0:
         raise ComgradError(
             "a prediction with no matrices", "an adapter holds matrices only", "use a zero start instead"
         )

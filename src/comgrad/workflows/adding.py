@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from comgrad.atlas.collection import Collection
+from comgrad.atlas.duplicates import DUPLICATE
 from comgrad.errors import BaseMismatch, ComgradError, NotFound, StorageError
 from comgrad.registry.card import Card
 from comgrad.registry.models import Entry as NewEntry
@@ -19,7 +20,6 @@ from comgrad.workflows.gradients import GradientMaker, attach_computed, attach_f
 from comgrad.workflows.registry import Registry, by_base
 from comgrad.workflows.resolve import member, read_vector
 
-NEAR_DUPLICATE = 0.999
 CARD_FILE = "task_card.json"
 
 
@@ -278,6 +278,6 @@ def _look_around(registry: Registry, results: list[Added]) -> None:
                 continue
             i = place[r.id]
             r.neighbours = [{"id": m.id, "name": m.name, "cosine": c} for m, c in atlas.neighbours(i)]
-            twins = [atlas.members[j].name for j in range(len(place)) if j != i and cosine[i, j] > NEAR_DUPLICATE]
+            twins = [atlas.members[j].name for j in range(len(place)) if j != i and cosine[i, j] > DUPLICATE]
             if twins:
                 r.warnings.append(f"nearly the same vector as '{twins[0]}': derived from it, or a copy of it")
