@@ -8,7 +8,10 @@ ZOO is a folder of adapters with descriptions, and with gradients where they car
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,12 +47,14 @@ def main() -> None:
         rebuilt = [seconds(lambda: ready(registry, cached=False)) for _ in range(repeats)]
         known = ready(registry, cached=True)
         suggested = [seconds(lambda: predict(ready(registry, cached=True), TEXT, dare=True)) for _ in range(repeats)]
+        cold = [seconds(lambda: command(folder)) for _ in range(repeats)]
         again = [predict(known, TEXT, dare=True).as_dict() for _ in range(2)]
-    a, b, c = statistics.median(grown), statistics.median(rebuilt), statistics.median(suggested)
+    a, b, c, d = (statistics.median(x) for x in (grown, rebuilt, suggested, cold))
     print(f"{len(paths)} vectors, {int(known.evidence.with_gradient.sum())} with gradients; medians of {repeats}")
     print(f"after one more vector, until predictions use it: {a:.2f} s")
     print(f"the same from nothing (embeddings, Gram, gains, head): {b:.2f} s, {b / a:.1f} times as long")
     print(f"one suggestion from the registry, encoder loaded: {c:.2f} s; twice the same: {again[0] == again[1]}")
+    print(f"the same by `comgrad suggest`, from the start of the program: {d:.2f} s")
 
 
 def ready(registry: Registry, *, cached: bool) -> Known:
@@ -61,6 +66,14 @@ def ready(registry: Registry, *, cached: bool) -> Known:
     if known.functional is not None:
         _ = known.functional.threshold
     return known
+
+
+def command(folder: str) -> None:
+    """`comgrad suggest` in a process of its own."""
+    with tempfile.TemporaryDirectory() as out:
+        program = [sys.executable, "-c", "from comgrad.cli.main import main; main()"]
+        asked = [*program, "suggest", TEXT, "-o", f"{out}/start"]
+        subprocess.run(asked, env={**os.environ, "COMGRAD_HOME": folder}, check=True, capture_output=True)
 
 
 def seconds(work: Callable[[], object]) -> float:
