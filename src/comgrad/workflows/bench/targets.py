@@ -15,7 +15,7 @@ from comgrad.workflows.bench.tables import Group, Row
 
 FUNCTIONAL = "functional"
 GAIN = {"functional": 0.20, "ours+16": 0.30, "ours+160": 0.40}
-FROM_OURS = ("ours-then-finetune+16", "ours-then-finetune+160")  # the same examples, trained on from the start they give
+FROM_OURS = ("ours-then-finetune+160",)  # the same examples, trained on from the start they give
 BETTER, HARMED, LIFT, LOST = 0.95, 0.03, 0.10, 0.05
 
 
