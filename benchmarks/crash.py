@@ -1,6 +1,7 @@
 """Kill -9 a bulk add of real adapters at random points, many times, and check what is left.
 
     python benchmarks/crash.py --rounds 20 --kills 20
+    python benchmarks/crash.py --rounds 3 --kills 20 --served    # on a real PostgreSQL and an S3 stand-in
 
 Each round has a fresh registry. A child process adds real adapters (the starter zoo, with varied metadata) and removes
 every fifth one again; it writes a line for each thing it acknowledges. The parent kills it after a random delay, reads
@@ -11,6 +12,7 @@ every digest right, nothing acknowledged lost, no temporary file and no orphan l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -21,15 +23,19 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from comgrad.registry.card import Card
 from comgrad.registry.models import Entry, Facts
 from comgrad.registry.store import Store
 from comgrad.types import BaseRef
+
+if TYPE_CHECKING:
+    from comgrad.registry.served import ServedPlace
 
 
 @dataclass
@@ -69,9 +75,81 @@ def entries(adapters: list[Path], first: int) -> Iterator[Entry]:
         number += 1
 
 
-def child(folder: Path, adapters: list[Path], first: int, out: int) -> None:
+@dataclass
+class Folder:
+    """A registry in a folder."""
+
+    path: Path
+
+    def open(self, **options: float) -> Store:
+        """The store, as a new process would open it."""
+        return Store(self.path, **options)
+
+    def half(self) -> list[str]:
+        """Blobs, as the kill left them, whose bytes do not hash to their name."""
+        return half_files(self.path)
+
+    def left(self) -> list[str]:
+        """What opening should have collected, and a damaged database."""
+        left = [f"temporary file left {path.name}" for path in (self.path / "blobs" / "tmp").iterdir()]
+        with sqlite3.connect(self.path / "catalogue.sqlite") as database:
+            verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
+        database.close()
+        return left + ([] if verdict == "ok" else [f"database: {verdict}"])
+
+
+@dataclass
+class Served:
+    """A registry on PostgreSQL and an object store."""
+
+    database: str
+    blobs: str
+    home: Path
+
+    def _place(self) -> ServedPlace:
+        from comgrad.registry.served import ServedPlace
+
+        return ServedPlace(self.database, self.blobs, self.home)
+
+    def open(self, **options: float) -> Store:
+        """The store, as a new process would open it."""
+        return Store(self._place(), **options)
+
+    def half(self) -> list[str]:
+        """Objects, as the kill left them, whose bytes do not hash to their name."""
+        blobs = self._place().blobs
+        found = [f"half object {digest}" for digest in blobs.digests() if blobs.verify(digest) != "ok"]
+        blobs.close()
+        return found
+
+    def left(self) -> list[str]:
+        """Unfinished uploads and temporary files that opening should have collected."""
+        place = self._place()
+        left = [f"temporary file left {path.name}" for path in place.blobs.copies.files.temp.iterdir()]
+        unfinished = place.blobs.sweep(0.0)
+        place.close()
+        return left + ([f"unfinished uploads left {unfinished}"] if unfinished else [])
+
+
+@contextlib.contextmanager
+def places(served: bool) -> Iterator[Callable[[Path], Folder | Served]]:
+    """Makes new registries, below a folder each; with `served`, the servers run meanwhile."""
+    if not served:
+        yield lambda folder: Folder(folder / "registry")
+        return
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import stand_ins
+
+    servers = stand_ins.servers()
+    os.environ.update(servers.environment)
+    yield lambda folder: Served(
+        servers.postgres.new_database(servers.template()), stand_ins.new_prefix(), folder / "home"
+    )
+
+
+def child(where: Folder | Served, adapters: list[Path], first: int, out: int) -> None:
     """Add and remove until killed; one line for each acknowledgement."""
-    store = Store(folder)
+    store = where.open()
     os.write(out, b"ready\n")
     for number, result in enumerate(store.add_many(entries(adapters, first)), start=first):
         assert result.record is not None, result.error
@@ -83,14 +161,14 @@ def child(folder: Path, adapters: list[Path], first: int, out: int) -> None:
             os.write(out, f"removed {digest}\n".encode())
 
 
-def killed_run(folder: Path, adapters: list[Path], first: int, delay: float) -> list[str]:
+def killed_run(where: Folder | Served, adapters: list[Path], first: int, delay: float) -> list[str]:
     """Start a child, kill it with SIGKILL `delay` seconds after it is ready; the whole lines it wrote."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
         try:
-            child(folder, adapters, first, writer)
+            child(where, adapters, first, writer)
         except BaseException as error:  # noqa: BLE001 - a forked child must not run the parent's handlers
             os.write(writer, f"error {error!r}\n".encode())
         os._exit(1)
@@ -119,10 +197,11 @@ def half_files(folder: Path) -> list[str]:
     return [f"half file {p.name}" for p in blobs if hashlib.sha256(p.read_bytes()).hexdigest() != p.name]
 
 
-def check(folder: Path, known: Acknowledged) -> tuple[list[str], int, int]:
+def check(where: Path | Folder | Served, known: Acknowledged) -> tuple[list[str], int, int]:
     """Everything that is wrong after a kill, and how many orphans and temporary files opening collected."""
-    problems = half_files(folder)
-    with Store(folder, grace=0.0) as store:
+    place = Folder(where) if isinstance(where, Path) else where
+    problems = place.half()
+    with place.open(grace=0.0) as store:
         opening = store.opening
         problems += [f"row without a blob {identity}" for identity in opening.damaged]
         audit = store.audit()
@@ -132,26 +211,18 @@ def check(folder: Path, known: Acknowledged) -> tuple[list[str], int, int]:
     problems += [f"acknowledged but lost {d}" for d in known.added - known.removing if rows.get(d) != "active"]
     problems += [f"removing, and now unknown {d}" for d in known.removing if d not in rows]
     problems += [f"removal lost {d}" for d in known.removed if rows.get(d) != "removed"]
-    problems += [f"temporary file left {path.name}" for path in (folder / "blobs" / "tmp").iterdir()]
-    with sqlite3.connect(folder / "catalogue.sqlite") as database:
-        verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
-    database.close()
-    return (
-        problems + ([] if verdict == "ok" else [f"database: {verdict}"]),
-        opening.orphans_deleted,
-        opening.temporary_deleted,
-    )
+    return problems + place.left(), opening.orphans_deleted, opening.temporary_deleted
 
 
-def one_round(folder: Path, kills: int, longest: float, rng: random.Random) -> dict[str, object]:
+def one_round(where: Folder | Served, kills: int, longest: float, rng: random.Random) -> dict[str, object]:
     """One registry, killed `kills` times."""
     adapters, known = zoo(), Acknowledged()
     problems: list[str] = []
     orphans = temporary = 0
     for _ in range(kills):
-        lines = killed_run(folder, adapters, len(known.added), rng.uniform(0.0, longest))
+        lines = killed_run(where, adapters, len(known.added), rng.uniform(0.0, longest))
         problems += take(lines, known)
-        wrong, more_orphans, more_temporary = check(folder, known)
+        wrong, more_orphans, more_temporary = check(where, known)
         problems += wrong
         orphans, temporary = orphans + more_orphans, temporary + more_temporary
     return {
@@ -171,15 +242,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--longest", type=float, default=0.25, help="longest delay before a kill, in seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--served", action="store_true", help="on PostgreSQL and an S3 stand-in, started for this")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     options = parser.parse_args()
     rng, started = random.Random(options.seed), time.perf_counter()
     rounds = []
-    for number in range(options.rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            rounds.append(one_round(Path(folder) / "registry", options.kills, options.longest, rng))
-        if not options.json:
-            print(f"round {number + 1}: {rounds[-1]}", flush=True)
+    with places(options.served) as new:
+        for number in range(options.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                rounds.append(one_round(new(Path(folder)), options.kills, options.longest, rng))
+            if not options.json:
+                print(f"round {number + 1}: {rounds[-1]}", flush=True)
     total = {key: sum(r[key] for r in rounds) for key in ("kills", "acknowledged", "removed", "orphans", "temporary")}  # type: ignore[misc]
     problems = [problem for found in rounds for problem in found["problems"]]  # type: ignore[attr-defined]
     summary = {"rounds": len(rounds), **total, "problems": problems, "seconds": round(time.perf_counter() - started, 1)}

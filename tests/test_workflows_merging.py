@@ -17,6 +17,7 @@ from comgrad.vectors.merge import METHODS, merge
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.reader import open_checkpoint
 from comgrad.workflows.merging import MergeRequest, merge_to
+from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import open_vector
 from vectors_models import llama, save_base
 
@@ -36,7 +37,8 @@ def test_every_method_writes_what_it_computes(method: str, zoo: list[Path], tmp_
     card = json.loads((tmp_path / "out" / "task_card.json").read_text())
     Card.model_validate_json(json.dumps(card))
     assert card["notes"].startswith(f"merged by {method}")
-    assert [p["id"] for p in card["parents"]] == [p.name for p in zoo[:3]]
+    ids = [r.id for r in (Registry().add(p) for p in zoo[:3])]
+    assert [p["id"] for p in card["parents"]] == ids  # the same ids for folders, here and on every service
     assert all(("coefficient" in p) == (method in {"sum", "mean"}) for p in card["parents"])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comgrad.errors import ComgradError
 
 if TYPE_CHECKING:
+    from comgrad.client.client import Client
     from comgrad.explain.explanation import Explanation
     from comgrad.geometry.angles import grassmann, principal_angles
     from comgrad.geometry.gram import gram
@@ -26,6 +27,7 @@ _EXPORTS = {
     "Atlas": "comgrad.workflows.atlas",
     "BaseRef": "comgrad.types",
     "Card": "comgrad.registry.card",
+    "Client": "comgrad.client.client",
     "Dense": "comgrad.vectors.delta",
     "Explanation": "comgrad.explain.explanation",
     "LowRank": "comgrad.vectors.delta",
@@ -45,6 +47,7 @@ __all__ = [
     "Atlas",
     "BaseRef",
     "Card",
+    "Client",
     "ComgradError",
     "Dense",
     "Explanation",

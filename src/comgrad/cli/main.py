@@ -10,6 +10,7 @@ import typer
 
 from comgrad.cli import (
     add_cmd,
+    backup_cmds,
     bench,
     build_tasks_cmd,
     checkpoint_cmds,
@@ -19,6 +20,9 @@ from comgrad.cli import (
     explain_cmd,
     merge_cmd,
     registry_cmds,
+    remote_cmds,
+    serve_cmd,
+    sign_cmds,
     suggest_cmd,
     train_cmd,
     trends_cmd,
@@ -66,6 +70,10 @@ for module in (
     checkpoint_cmds,
     build_tasks_cmd,
     bench,
+    backup_cmds,
+    serve_cmd,
+    remote_cmds,
+    sign_cmds,
     doctor_cmd,
 ):
     module.register(app)

@@ -65,12 +65,23 @@ def search(
     text: Annotated[str, typer.Argument(help="What you look for, in words.")],
     limit: Annotated[int, typer.Option(help="How many to show.", min=1)] = 10,
     words: Annotated[bool, typer.Option(help="Match words only; do not load the text encoder.")] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Search the service signed in to, not the registry.")
+    ] = False,
+    server: Annotated[str | None, typer.Option("--server", help="Address of the service; means --remote.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find vectors by what their descriptions mean.
 
-    Example: comgrad search "requests to a bank"
+    Examples:
+
+      comgrad search "requests to a bank"
+
+      comgrad search "requests to a bank" --remote
     """
+    if remote or server:
+        _search_remote(text, limit, words, server, as_json)
+        return
     from comgrad.workflows.searching import search as run
 
     hits = run(text, limit=limit, words_only=words)
@@ -81,6 +92,18 @@ def search(
         ("score", "id", "name", "description"),
         [(h.score, h.entry.id, h.entry.name, _short(h.entry.description)) for h in hits],
     )
+
+
+def _search_remote(text: str, limit: int, words: bool, server: str | None, as_json: bool) -> None:
+    from comgrad.client.client import Client
+
+    with Client(server) as client:
+        found = client.search(text, limit=limit, words=words)
+    if as_json:
+        emit_json(found)
+        return
+    rows = [(h.get("score"), h.get("id"), h.get("full_name"), _short(str(h.get("description", "")))) for h in found]
+    table(("score", "id", "name", "description"), rows)
 
 
 def remove(

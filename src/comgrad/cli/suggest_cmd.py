@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from comgrad.cli.output import AsJson, emit_json, say, table
+from comgrad.cli.output import AsJson, emit_json, progress, say, table
+from comgrad.errors import ComgradError
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +36,10 @@ def suggest(
     share: Annotated[
         float, typer.Option(help="Say what is worth training with this part of the adapter's parameters.")
     ] = 1.0,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Have it predicted by the service signed in to, from what is shared there.")
+    ] = False,
+    server: Annotated[str | None, typer.Option("--server", help="Address of the service; means --remote.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict a starting adapter for a task from its description.
@@ -50,7 +55,19 @@ def suggest(
       comgrad suggest "Is this tweet sarcastic?" --examples my-task/ -o start
 
       comgrad suggest "Is this tweet sarcastic?" --share 0.25 -o start
+
+      comgrad suggest "Is this tweet sarcastic?" --remote -o start
     """
+    if remote or server:
+        if examples is not None or share != 1.0:
+            raise ComgradError(
+                "--remote with --examples or --share",
+                "examples stay on this machine, and the service predicts from words alone",
+                "leave them out, or pull vectors with: comgrad pull OWNER/NAME --add",
+                code="usage",
+            )
+        _suggest_remote(text, out, {"rank": rank, "rule": rule, "dare": dare, "base": base}, server, as_json)
+        return
     from comgrad.workflows.suggesting import suggest as run
 
     result = run(text, out, rank=rank, task_dir=examples, base=base, rule=rule, dare=dare, share=share)
@@ -73,3 +90,19 @@ def suggest(
     if share < 1.0:
         table(("worth training", "rank"), sorted(result.trainable.items()))
     say(f"wrote {result.path}; load it with peft.PeftModel.from_pretrained(base, '{result.path}', is_trainable=True)")
+
+
+def _suggest_remote(text: str, out: Path, how: dict[str, Any], server: str | None, as_json: bool) -> None:
+    from comgrad.client.client import Client
+
+    with Client(server) as client, progress("fetching") as update:
+        made = client.suggest(text, out, **how, progress=update)
+    if as_json:
+        emit_json(made)
+        return
+    if made.get("abstained"):
+        say(f"No prediction: {made.get('reason')} The adapter written is a plain zero start.")
+    rows = [(s.get("coefficient"), s.get("name"), s.get("id")) for s in made.get("sources", [])[:10]]
+    if rows:
+        table(("coefficient", "from", "id"), rows)
+    say(f"wrote {made['path']}; load it with peft.PeftModel.from_pretrained(base, '{made['path']}', is_trainable=True)")

@@ -26,12 +26,27 @@ def encode_cached(encoder: TextEncoder, texts: list[str], cache: Path | None) ->
         rows = encoder.encode(list(missing.values()))
         if len(known) > MOST_REMEMBERED:
             known = {k: v for k, v in known.items() if k in set(keys)}
-        known |= dict(zip(missing, rows, strict=True))
+        known = known | dict(zip(missing, rows, strict=True))  # a new one: others may hold the old
         write_arrays(file, keys=np.array(list(known)), rows=np.stack(list(known.values())))
     return np.stack([known[k] for k in keys])
 
 
+_kept: dict[Path, tuple[tuple[int, int], dict[str, Float[np.ndarray, "d"]]]] = {}  # the last reading of each file
+
+
 def _read(file: Path) -> dict[str, Float[np.ndarray, "d"]]:
+    """What the file remembers; read again only when it changed: a service asks many times a second."""
+    try:
+        found = file.stat()
+    except OSError:
+        return {}
+    mark = (found.st_mtime_ns, found.st_size)
+    if file not in _kept or _kept[file][0] != mark:
+        _kept[file] = (mark, _parsed(file))
+    return _kept[file][1]
+
+
+def _parsed(file: Path) -> dict[str, Float[np.ndarray, "d"]]:
     data = read_arrays(file)
     if data is None or set(data) != {"keys", "rows"} or len(data["keys"]) != len(data["rows"]):
         return {}

@@ -29,7 +29,10 @@ _CHUNK = 1 << 20
 
 
 class BlobStore(Protocol):
-    """Where blobs live. A folder here; an object store in the larger size."""
+    """Where blobs live: a folder (here), or an object store in the larger size (`s3.S3Blobs`)."""
+
+    def prepare(self) -> None:
+        """Make ready for writing."""
 
     def measure(self, source: Source) -> tuple[str, int]:
         """SHA-256 and size in bytes of a source, without storing it."""
@@ -45,6 +48,9 @@ class BlobStore(Protocol):
 
     def open(self, digest: str) -> BufferedReader:
         """The blob, for reading."""
+
+    def stream(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Bytes `start` to `stop` (exclusive; None is the end) in pieces, without a local copy where none is needed."""
 
     def delete(self, digest: str) -> bool:
         """Delete the blob; whether there was one."""
@@ -98,14 +104,18 @@ class FolderBlobs:
                 digest is not that of the bytes. Nothing is stored.
             StorageError: the disk is full, read-only, not permitted, ... The temporary file is removed.
         """
-        fd = None if isinstance(source, bytes) else disk.open_regular(source, f"'{source}'")
+        if isinstance(source, bytes):
+            return self.put_pieces(iter((source,)), declared=declared)
+        fd = disk.open_regular(source, f"'{source}'")
         try:
-            return self._write(source if isinstance(source, bytes) else b"", fd, declared)
-        except OSError as error:
-            raise disk.storage_error(f"storing a blob in '{self.root}'", error) from error
+            return self.put_pieces(iter(lambda: os.read(fd, _CHUNK), b""), declared=declared)
         finally:
-            if fd is not None:
-                os.close(fd)
+            os.close(fd)
+
+    def put_pieces(self, pieces: Iterator[bytes], *, declared: str | None = None) -> tuple[str, int]:
+        """Store the pieces as one blob, as they come. Raises as `put`."""
+        with disk.storage(f"storing a blob in '{self.root}'"):
+            return self._write(pieces, declared)
 
     def put_bytes(self, data: bytes, *, declared: str | None = None) -> str:
         """Store bytes; returns their digest. Raises as `put`."""
@@ -115,13 +125,13 @@ class FolderBlobs:
         """Store a copy of a file; returns its digest. Raises as `put`."""
         return self.put(path, declared=declared)[0]
 
-    def _write(self, data: bytes, fd: int | None, declared: str | None) -> tuple[str, int]:
+    def _write(self, pieces: Iterator[bytes], declared: str | None) -> tuple[str, int]:
         partial = self.temp / f"{os.getpid()}-{os.urandom(8).hex()}.part"
         out = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | disk.OPEN_FLAGS, 0o600)
         try:
             try:
                 _lock(out)
-                digest, size = _copy(data, fd, out)
+                digest, size = _copy(pieces, out)
                 _agree(digest, declared)
                 if sys.platform != "win32":
                     os.fchmod(out, 0o444)
@@ -155,6 +165,15 @@ class FolderBlobs:
     def open(self, digest: str) -> BufferedReader:
         """The blob for reading. Raises NotFound, FileRefused (a link), StorageError."""
         return os.fdopen(self._open(digest), "rb")
+
+    def stream(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Bytes `start` to `stop` (exclusive) in pieces. Raises NotFound, FileRefused (a link), StorageError."""
+        with self.open(digest) as file, disk.storage(f"the blob '{self._path(digest)}'"):
+            file.seek(start)
+            left = float("inf") if stop is None else stop - start
+            while left > 0 and (piece := file.read(int(min(left, _CHUNK)))):
+                left -= len(piece)
+                yield piece
 
     def delete(self, digest: str) -> bool:
         """Delete the blob; whether there was one. Raises StorageError."""
@@ -211,9 +230,7 @@ class FolderBlobs:
 
     # -- inside --------------------------------------------------------------------------------------------------
     def _path(self, digest: str) -> Path:
-        if not _DIGEST.match(digest):  # a digest is made here, never by a user; this keeps the promise
-            raise ComgradError(f"the digest {digest[:80]!a}", "it is not a SHA-256 in hex", "give 64 hex digits")
-        return self.root / digest[:2] / digest
+        return self.root / digest[:2] / checked_digest(digest)
 
     def _stat(self, digest: str) -> os.stat_result | None:
         path = self._path(digest)
@@ -233,16 +250,25 @@ class FolderBlobs:
         return disk.open_regular(path, f"the blob '{path}'")
 
 
-def _copy(data: bytes, fd: int | None, out: int) -> tuple[str, int]:
-    """Write the source to `out`; the digest and size of what was written."""
-    if fd is None:
-        disk.write_all(out, data)
-        return hashlib.sha256(data).hexdigest(), len(data)
+def is_digest(text: str) -> bool:
+    """Whether the text is a SHA-256 in lower-case hex."""
+    return _DIGEST.match(text) is not None
+
+
+def checked_digest(digest: str) -> str:
+    """The digest, if it is one: it is made here, never by a user, and this keeps the promise. Raises ComgradError."""
+    if not is_digest(digest):
+        raise ComgradError(f"the digest {digest[:80]!a}", "it is not a SHA-256 in hex", "give 64 hex digits")
+    return digest
+
+
+def _copy(pieces: Iterator[bytes], out: int) -> tuple[str, int]:
+    """Write the pieces to `out`; the digest and size of what was written."""
     digest, size = hashlib.sha256(), 0
-    while chunk := os.read(fd, _CHUNK):
-        disk.write_all(out, chunk)
-        digest.update(chunk)
-        size += len(chunk)
+    for piece in pieces:
+        disk.write_all(out, piece)
+        digest.update(piece)
+        size += len(piece)
     return digest.hexdigest(), size
 
 

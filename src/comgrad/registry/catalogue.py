@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RowMapping, false, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, false, func, insert, or_, select, update
 
 from comgrad.errors import ComgradError, NameTaken, NotFound, StorageError
-from comgrad.registry import gradients, search
+from comgrad.registry import gradients, search, snapshot
 from comgrad.registry.card import Card
-from comgrad.registry.database import transaction
+from comgrad.registry.database import repeated, transaction
 from comgrad.registry.gradients import GradientFacts, GradientRecord
 from comgrad.registry.models import AddResult, Facts, Held, Hit, Record, vector_id, vectors
 from comgrad.registry.models import gradients as gradient_table
 from comgrad.registry.names import checked_name, name_key
+from comgrad.registry.snapshot import Snapshot
 from comgrad.types import BaseRef
 
+Result = TypeVar("Result")
+
 _MIN_PREFIX = 2
+_AT_ONCE = 500  # values in one statement
 
 
 class Catalogue:
@@ -35,7 +38,6 @@ class Catalogue:
     def __init__(self, engine: Engine, what: str) -> None:
         self._engine = engine
         self._what = what
-        self._pid = os.getpid()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Writer]:
@@ -45,13 +47,31 @@ class Catalogue:
             StorageError: the database is locked, full, read-only or damaged.
         """
         with self._transaction(write=True) as connection:
-            yield Writer(connection)
+            yield Writer(connection, self._what)
+
+    def write(self, work: Callable[[Writer], Result]) -> Result:
+        """`work` in a writing transaction; done again while a database server is away, so it must bear being repeated.
+
+        Raises:
+            StorageError: as `writing`; (`unavailable`) the server stayed away.
+        """
+
+        def once() -> Result:
+            with self.writing() as rows:
+                return work(rows)
+
+        return repeated(self._engine, once)
+
+    def read(self, work: Callable[[Connection], Result]) -> Result:
+        """`work` in a reading transaction, which sees one moment; done again while a database server is away."""
+
+        def once() -> Result:
+            with self._transaction(write=False) as connection:
+                return work(connection)
+
+        return repeated(self._engine, once)
 
     def _transaction(self, *, write: bool) -> contextlib.AbstractContextManager[Connection]:
-        if self._pid != os.getpid():  # after a fork the parent's connections must not be used
-            self._inherited = self._engine.pool  # kept: letting go of a connection would close the parent's files
-            self._engine.dispose(close=False)
-            self._pid = os.getpid()
         return transaction(self._engine, write=write, what=self._what)
 
     def close(self) -> None:
@@ -61,8 +81,7 @@ class Catalogue:
     # -- reading -------------------------------------------------------------------------------------------------
     def by_digest(self, digest: str) -> Record | None:
         """The row of a blob, active or removed."""
-        with self._transaction(write=False) as connection:
-            return _row(connection, vectors.c.digest == digest)
+        return self.read(lambda connection: _row(connection, vectors.c.digest == digest))
 
     def get(self, key: str, *, include_removed: bool = False, exact: bool = False) -> Record:
         """The row of an id, a name, or (unless `exact`) the beginning of either when only one row has it.
@@ -72,8 +91,8 @@ class Catalogue:
         """
         if any(0xD800 <= ord(c) <= 0xDFFF for c in key):  # bytes of a command line that are no text
             raise NotFound(ascii(key), "it is no text, so nothing has that id or name", "see `comgrad list`")
-        with self._transaction(write=False) as connection:
-            found = self._find(connection, key, exact)
+        key = key.replace("\0", " ")  # PostgreSQL's text cannot hold it, and no name has it
+        found = self.read(lambda connection: self._find(connection, key, exact))
         if found.state == "removed" and not include_removed:
             raise removed(found)
         return found
@@ -94,7 +113,7 @@ class Catalogue:
         query = (
             select(vectors)
             .where(or_(false(), *starts), vectors.c.state == "active")
-            .order_by(vectors.c.name_key)
+            .order_by(bytewise(connection, vectors.c.name_key))
             .limit(6)
         )
         rows = [record(row) for row in connection.execute(query).mappings()] if starts else []
@@ -121,15 +140,19 @@ class Catalogue:
         include_removed: bool = False,
     ) -> Sequence[Record]:
         """The rows, oldest first; `kind` and `base` (the base's name) select."""
-        query = select(vectors).order_by(vectors.c.created_at, vectors.c.id)
+        query = select(vectors)
         if not include_removed:
             query = query.where(vectors.c.state == "active")
         if kind is not None:
             query = query.where(vectors.c.kind == kind)
         if base is not None:
             query = query.where(vectors.c.base_name == base)
-        with self._transaction(write=False) as connection:
-            return [record(row) for row in connection.execute(query).mappings()]
+
+        def rows(connection: Connection) -> Sequence[Record]:
+            ordered = query.order_by(vectors.c.created_at, bytewise(connection, vectors.c.id))
+            return [record(row) for row in connection.execute(ordered).mappings()]
+
+        return self.read(rows)
 
     def search(self, text: str, *, limit: int = 20) -> Sequence[Hit]:
         """Active rows by words of name, labels, family, description and notes, best first. See `search.scores`."""
@@ -138,46 +161,82 @@ class Catalogue:
             return []
         active = vectors.c.state == "active"
         any_term = or_(*(vectors.c.search_text.contains(search.stem(term), autoescape=True) for term in terms))
-        with self._transaction(write=False) as connection:
+
+        def hits(connection: Connection) -> Sequence[Hit]:
             total = connection.execute(select(func.count()).select_from(vectors).where(active)).scalar_one()
-            rows = connection.execute(select(vectors).where(active, any_term)).mappings().all()
-        scores = search.scores(terms, [row["search_text"] for row in rows], total)
-        ranked = sorted(zip(scores, rows, strict=True), key=lambda pair: (-pair[0], pair[1]["name_key"]))
-        return [Hit(record(row), score) for score, row in ranked[:limit] if score > 0.0]
+            query = select(vectors.c.id, vectors.c.name_key, vectors.c.search_text).where(active, any_term)
+            rows = connection.execute(query).all()
+            scores = search.scores(terms, [row.search_text for row in rows], total)
+            ranked = sorted(zip(scores, rows, strict=True), key=lambda pair: (-pair[0], pair[1].name_key))
+            best = [(row.id, score) for score, row in ranked[:limit] if score > 0.0]
+            found = _by_id(connection, [identity for identity, _ in best])
+            return [Hit(found[identity], score) for identity, score in best]
+
+        return self.read(hits)
 
     def gradient(self, identity: str) -> GradientRecord | None:
         """The row of a vector's gradient."""
-        with self._transaction(write=False) as connection:
-            return gradients.find(connection, identity)
+        return self.read(lambda connection: gradients.find(connection, identity))
 
     def gradients(self) -> dict[str, GradientRecord]:
         """Vector id → row of its gradient, in one query."""
-        with self._transaction(write=False) as connection:
-            return gradients.find_all(connection)
+        return self.read(gradients.find_all)
 
     def held(self) -> Sequence[Held]:
         """Every blob that an active vector or its gradient needs."""
         table = gradient_table.c
         of_vectors = select(vectors.c.digest, vectors.c.id, vectors.c.damage).where(vectors.c.state == "active")
         of_gradients = select(table.digest, table.vector_id, table.damage)
-        with self._transaction(write=False) as connection:
+
+        def both(connection: Connection) -> Sequence[Held]:
             held = [Held(*row[:2], "vector", row[2]) for row in connection.execute(of_vectors)]
             return held + [Held(*row[:2], "gradient", row[2]) for row in connection.execute(of_gradients)]
 
+        return self.read(both)
+
+    def snapshot(self) -> Snapshot:
+        """Every row of this moment, tombstones too."""
+        return self.read(snapshot.take)
+
+    def check_empty(self) -> None:
+        """Raise ComgradError (`registry-not-empty`) when there is any row."""
+        self.read(lambda connection: _check_empty(connection, self._what))
+
+    def active(self, identities: Sequence[str]) -> set[str]:
+        """Those of the ids that are active."""
+        found = self.read(lambda connection: _by_id(connection, identities))
+        return {identity for identity, row in found.items() if row.state == "active"}
+
     def check_free(self, name: str, digest: str) -> None:
         """Raise NameTaken when the name belongs, or once belonged, to other bytes."""
-        with self._transaction(write=False) as connection:
-            _check_free(connection, name, digest)
+        self.read(lambda connection: _check_free(connection, name, digest))
 
 
 class Writer:
     """The operations of one writing transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, what: str) -> None:
         self._connection = connection
+        self._what = what
 
-    def add(self, name: str, card: Card, facts: Facts, digest: str, size: int, *, restore: bool = False) -> AddResult:
+    def add(
+        self,
+        name: str,
+        card: Card,
+        facts: Facts,
+        digest: str,
+        size: int,
+        *,
+        restore: bool = False,
+        at: datetime | None = None,
+        again: bool = False,
+    ) -> AddResult:
         """Insert the row of a blob, or find it.
+
+        Args:
+            at: when the add began; now when not given.
+            again: an attempt failed before this one. A row of that very moment is then this add's own, committed by
+                the attempt although its answer was lost with the connection; it counts as added.
 
         Raises:
             NameTaken: the name belongs, or once belonged, to other bytes.
@@ -189,7 +248,7 @@ class Writer:
             if known.damage is not None:
                 self._change(known.id, {"damage": None})
                 return AddResult("exists", self._row(known.id), repaired=True)
-            return AddResult("exists", known)
+            return AddResult("added" if again and known.created_at == at else "exists", known)
         if known is not None:
             return self._restore(known, card, facts, restore)
         name = checked_name(name)
@@ -210,7 +269,7 @@ class Writer:
             "name_key": name_key(name),
             "size_bytes": size,
             "state": "active",
-            "created_at": datetime.now(UTC),
+            "created_at": at or datetime.now(UTC),
             **_described(name, card),
             **_measured(facts),
         }
@@ -225,13 +284,22 @@ class Writer:
         self._change(known.id, {**change, **_described(known.name, card), **_measured(facts)})
         return AddResult("added", self._row(known.id))
 
-    def remove(self, identity: str, reason: str) -> Record:
-        """Turn the row into a tombstone: the name and the id stay taken. Raises NotFound (`removed`)."""
+    def remove(self, identity: str, reason: str, *, at: datetime | None = None) -> Record:
+        """Turn the row into a tombstone: the name and the id stay taken. `at` is as in `add`. Raises NotFound."""
         known = self._row(identity)
         if known.state == "removed":
+            if at is not None and known.removed_at == at:
+                return known
             raise removed(known)
-        self._change(identity, {"state": "removed", "removed_at": datetime.now(UTC), "removed_reason": reason})
+        change = {"state": "removed", "removed_at": at or datetime.now(UTC), "removed_reason": reason}
+        self._change(identity, change)
         return self._row(identity)
+
+    def fill(self, rows: Snapshot) -> bool:
+        """Insert every row of a snapshot as it was; True. Raises ComgradError (`registry-not-empty`)."""
+        _check_empty(self._connection, self._what)
+        snapshot.insert_all(self._connection, rows)
+        return True
 
     def is_needed(self, digest: str) -> bool:
         """Whether an active vector or its gradient needs the blob."""
@@ -299,6 +367,20 @@ def _row(connection: Connection, condition: Any) -> Record | None:
     return None if row is None else record(row)
 
 
+def bytewise(connection: Connection, column: Any) -> ColumnElement[Any]:
+    """The text column to order by its bytes, on every database: PostgreSQL would follow its locale."""
+    return column.collate("C") if connection.dialect.name == "postgresql" else column  # type: ignore[no-any-return]
+
+
+def _by_id(connection: Connection, identities: Sequence[str]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for start in range(0, len(identities), _AT_ONCE):
+        some = identities[start : start + _AT_ONCE]
+        rows = connection.execute(select(vectors).where(vectors.c.id.in_(some))).mappings()
+        found |= {row["id"]: record(row) for row in rows}
+    return found
+
+
 def record(row: RowMapping) -> Record:
     """The value of a row."""
     facts = Facts(BaseRef(row["base_name"], row["base_fingerprint"]), row["kind"], row["rank"], row["norm"])
@@ -348,6 +430,12 @@ def _check_free(connection: Connection, name: str, digest: str) -> None:
     else:
         why = f"it reads like '{owner.name}', the name of {owner.id}"
     raise NameTaken(f"the name {_shown(name)}", why, "choose another name (--name)")
+
+
+def _check_empty(connection: Connection, what: str) -> None:
+    if not snapshot.is_empty(connection):
+        why = "it has vectors or tombstones, and a backup is never restored over anything"
+        raise ComgradError(what, why, "give an empty one (COMGRAD_HOME)", code="registry-not-empty")
 
 
 def removed(found: Record, remedy: str = "see `comgrad list` for what is there") -> ComgradError:

@@ -1,18 +1,23 @@
-"""Opening the embedded database: SQLite in WAL mode, its transactions, its errors, and the migrations."""
+"""The catalogue's database: SQLite in WAL mode, transactions on it and on PostgreSQL, errors, and the migrations."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, NullPool, QueuePool, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, NullPool, Pool, QueuePool, create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from comgrad.errors import ComgradError, StorageError
 from comgrad.registry.models import REVISIONS
+
+Result = TypeVar("Result")
 
 BUSY_SECONDS = 60.0
 HEAD = REVISIONS[-1]
@@ -52,12 +57,33 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _with_begin(engine: Engine) -> Engine:
+    watch(engine)
+
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         write = connection.get_execution_options().get(_WRITE, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_inherited: list[Pool] = []  # kept: letting go of a connection would close the parent's files
+
+
+def watch(engine: Engine) -> None:
+    """See to it that a forked child makes connections of its own."""
+    _engines.add(engine)
+
+
+def _in_child() -> None:
+    for engine in list(_engines):
+        _inherited.append(engine.pool)
+        engine.dispose(close=False)
+
+
+if sys.platform != "win32":  # which does not fork
+    os.register_at_fork(after_in_child=_in_child)
 
 
 @contextlib.contextmanager
@@ -69,9 +95,22 @@ def transaction(engine: Engine, *, write: bool, what: str) -> Iterator[Connectio
             with connection.begin():
                 yield connection
     except SQLAlchemyError as error:
+        if engine.dialect.name == "postgresql":
+            from comgrad.registry import postgres  # only the larger size needs its libraries
+
+            raise postgres.error_of(what, error, engine.url.password) from error
         raise database_error(what, error) from error
     except sqlite3.Error as error:  # raised while connecting
         raise database_error(what, error) from error
+
+
+def repeated(engine: Engine, work: Callable[[], Result]) -> Result:
+    """`work`, done again while a database server is away; an embedded database is never away."""
+    if engine.dialect.name != "postgresql":
+        return work()
+    from comgrad.registry import postgres
+
+    return postgres.patiently(work)
 
 
 def database_error(what: str, error: Exception) -> ComgradError:
@@ -118,11 +157,16 @@ def check_revision(found: str | None, what: str) -> bool:
 
 def upgrade(engine: Engine, what: str) -> None:
     """Run the missing migrations, all in one transaction. The caller holds the registry's set-up lock."""
+    with transaction(engine, write=True, what=what) as connection:
+        migrate(connection)
+
+
+def migrate(connection: Connection, scripts: str = "migrations", to: str = "head") -> None:
+    """Run the missing migrations of a folder beside this file, up to a revision, within the caller's transaction."""
     from alembic import command  # only a new or old registry needs it
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    with transaction(engine, write=True, what=what) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    config.set_main_option("script_location", str(Path(__file__).parent / scripts).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, to)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from comgrad.registry.blobs import BlobStore
-from comgrad.registry.catalogue import Catalogue
+from comgrad.registry.catalogue import Catalogue, Writer
 from comgrad.registry.models import AuditReport, Held, Reconciled
 
 
 def collect(blobs: BlobStore, catalogue: Catalogue, digest: str) -> bool:
     """Delete a blob that no active row needs; whether there was one."""
-    with catalogue.writing() as rows:
-        return not rows.is_needed(digest) and blobs.delete(digest)
+    return catalogue.write(lambda rows: not rows.is_needed(digest) and blobs.delete(digest))
 
 
 def reconcile(blobs: BlobStore, catalogue: Catalogue, grace: float) -> Reconciled:
@@ -36,12 +35,15 @@ def reconcile(blobs: BlobStore, catalogue: Catalogue, grace: float) -> Reconcile
 
 def mark(blobs: BlobStore, catalogue: Catalogue, held: Held) -> bool:
     """Re-hash a blob and record in its row what is wrong with it, if anything; whether something is."""
-    with catalogue.writing() as rows:
+
+    def look(rows: Writer) -> bool:
         if not rows.holds(held):
             return False
         condition = blobs.verify(held.digest)
         rows.mark(held, None if condition == "ok" else condition)
         return condition != "ok"
+
+    return catalogue.write(look)
 
 
 def audit(

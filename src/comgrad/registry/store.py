@@ -1,4 +1,4 @@
-"""The registry's folder: blobs and catalogue as one, safe under concurrent processes and a kill at any point.
+"""The registry: blobs and catalogue as one, safe under concurrent processes and a kill at any point.
 
 A blob is stored first and its row is committed last, so a row always has its blob. A blob is deleted only inside a
 writing transaction that has checked that no active row needs it, and a row is inserted only inside one that has
@@ -9,119 +9,69 @@ other, and no further lock is needed.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from io import BufferedReader
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-from sqlalchemy import Engine
-
 from comgrad.errors import ComgradError, FileRefused, NotFound, StorageError
-from comgrad.registry import database, disk, health
-from comgrad.registry.blobs import FolderBlobs, Source
+from comgrad.registry import health, nearest
+from comgrad.registry.blobs import Source
 from comgrad.registry.catalogue import Catalogue, Writer, removed
+from comgrad.registry.database import repeated
 from comgrad.registry.gradients import Attached, GradientEntry, GradientRecord
 from comgrad.registry.models import AddResult, AuditReport, Entry, Facts, Hit, Reconciled, Record
 from comgrad.registry.names import checked_name
+from comgrad.registry.nearest import Near
+from comgrad.registry.places import FolderPlace, Place
 
 Row = TypeVar("Row")
-FORMAT = 1
 GRACE_SECONDS = 3_600.0
-_LOCK_SECONDS = 120.0
 _ATTEMPTS = 20  # a blob may be collected between being stored and its row being written; each attempt stores it again
 
 
 class Store:
-    """A registry in a folder.
+    """A registry: in a folder, or on a database server and an object store.
 
     Args:
-        path: the folder; created when missing.
-        read_only: never write. `None` decides by whether the folder can be written.
+        path: the folder, created when missing; or another place (`served.ServedPlace`).
+        read_only: never write. `None` decides by whether the registry can be written.
         grace: blobs without a row and temporary files are collected at opening when older than this many seconds.
 
     Raises:
-        StorageError: the folder cannot be created or opened, or (`registry-newer`) a newer comgrad made it.
+        StorageError: the place cannot be made or opened, or (`registry-newer`) a newer comgrad made it.
         NotFound: read-only, and there is no registry.
     """
 
-    def __init__(self, path: str | Path, *, read_only: bool | None = None, grace: float = GRACE_SECONDS) -> None:
-        self.path = Path(path).expanduser().absolute()
-        self._what = f"the registry '{self.path}'"
-        self._marker = self.path / "registry.json"
-        self.read_only = _unwritable(self.path) if read_only is None else read_only
-        self.blobs = FolderBlobs(self.path / "blobs")
-        self.cache_dir = self.path / "cache"
-        self._engine = self._opened()
+    def __init__(
+        self, path: str | Path | Place, *, read_only: bool | None = None, grace: float = GRACE_SECONDS
+    ) -> None:
+        self.place = FolderPlace(path) if isinstance(path, str | Path) else path
+        self.path = self.place.path
+        self._what = self.place.what
+        self.read_only = self.place.unwritable() if read_only is None else read_only
+        self.blobs = self.place.blobs
+        self.cache_dir = self.place.cache_dir
+        self._engine = self.place.open(read_only=self.read_only)
         self.catalogue = Catalogue(self._engine, self._what)
+        self._descriptions = self.place.index(self._engine)
         try:
-            self.opening = Reconciled() if self.read_only else self.reconcile(grace=grace)
+            due = not self.read_only and self.place.due(self._engine, grace)
+            self.opening = self.reconcile(grace=grace) if due else Reconciled()
         except BaseException:
             self.close()
             raise
 
-    # -- opening and closing -------------------------------------------------------------------------------------
-    def _opened(self) -> Engine:
-        _check_marker(self._marker, self._what)
-        file = self.path / "catalogue.sqlite"
-        if self.read_only:
-            if not self._marker.is_file() or not file.is_file():
-                raise NotFound(self._what, "there is no registry in that folder", "check COMGRAD_HOME, or add a vector")
-            return self._checked(database.sqlite_engine(file, read_only=True))
-        with disk.storage(self._what):
-            disk.make_parents(self.path)
-        self.blobs.prepare()
-        with disk.storage(self._what):
-            disk.make_folder(self.cache_dir)
-        made = self._marker.is_file()
-        if made and not file.is_file():
-            raise self._without_catalogue()
-        engine = database.sqlite_engine(file, read_only=False)
-        try:
-            found = self._revision(engine) if made else None
-            if made and found is None:
-                raise self._without_catalogue()
-            if not database.check_revision(found, self._what):
-                self._set_up(engine)
-        except BaseException:
-            engine.dispose()
-            raise
-        return engine
-
-    def _without_catalogue(self) -> StorageError:
-        """Going on with a new catalogue would take every blob for an orphan and delete it."""
-        why = "its catalogue.sqlite is missing or empty, so nothing says what its blobs are"
-        return StorageError(self._what, why, "restore that file; the blobs were not touched", code="registry-damaged")
-
-    def _checked(self, engine: Engine) -> Engine:
-        if database.check_revision(self._revision(engine), self._what):
-            return engine
-        why = "its schema is older than this comgrad and it cannot be upgraded without writing"
-        raise StorageError(self._what, why, "open it once where it can be written", code="registry-older")
-
-    def _revision(self, engine: Engine) -> str | None:
-        return database.revision(engine, self._what)
-
-    def _set_up(self, engine: Engine) -> None:
-        """Make or upgrade the schema and write the marker, one process at a time. The lock dies with its process."""
-        lock = FileLock(self.path / "set-up.lock", timeout=_LOCK_SECONDS)
-        try:
-            with disk.storage(self._what), lock:
-                if not database.check_revision(self._revision(engine), self._what):
-                    database.upgrade(engine, self._what)
-                if not self._marker.is_file():
-                    made = {"format": FORMAT, "kind": "comgrad registry", "created_at": datetime.now(UTC).isoformat()}
-                    disk.replace_file(self._marker, json.dumps(made, indent=1).encode() + b"\n", self.blobs.temp)
-        except Timeout as error:
-            why = f"another process has been setting it up for {_LOCK_SECONDS:.0f} s"
-            raise StorageError(self._what, why, "wait for it to end, then try again", code="locked") from error
+    def __repr__(self) -> str:
+        return f"Store({self._what})"
 
     def close(self) -> None:
         """Close the database; the store is not used afterwards."""
+        self._descriptions.close()
+        self.place.close()
         self.catalogue.close()
 
     def __enter__(self) -> Store:
@@ -160,11 +110,16 @@ class Store:
         if known is None:  # refused before anything is written
             name = checked_name(name)
             self.catalogue.check_free(name, digest)
+        elif known.state == "removed":
+            self._descriptions.forget([known.id])  # it comes back with a new description
         return self._stored(entry, name, digest, restore)
 
     def _stored(self, entry: Entry, name: str, digest: str, restore: bool) -> AddResult:
+        began, tries = datetime.now(UTC), count()
+
         def row(rows: Writer, size: int) -> AddResult:
-            return rows.add(name, entry.card, entry.facts, digest, size, restore=restore)
+            again = next(tries) > 0
+            return rows.add(name, entry.card, entry.facts, digest, size, restore=restore, at=began, again=again)
 
         return self._committed(entry.blob, digest, row)
 
@@ -172,10 +127,12 @@ class Store:
         """Store a blob, then the row that needs it."""
         try:
             for _ in range(_ATTEMPTS):
-                _, size = self.blobs.put(blob, declared=digest)
-                with self.catalogue.writing() as rows:
-                    if self.blobs.exists(digest):
-                        return row(rows, size)
+                _, size = repeated(self._engine, lambda: self.blobs.put(blob, declared=digest))
+                done = self.catalogue.write(
+                    lambda rows, size=size: (row(rows, size),) if self.blobs.exists(digest) else None  # type: ignore[misc]
+                )
+                if done is not None:
+                    return done[0]
         except ComgradError:
             with contextlib.suppress(ComgradError):  # the first error is the one to tell; opening collects the rest
                 health.collect(self.blobs, self.catalogue, digest)
@@ -211,9 +168,13 @@ class Store:
         """
         self._must_write()
         found = self.catalogue.get(key, exact=True)
-        with self.catalogue.writing() as rows:
-            gone = rows.remove(found.id, reason)
-            gradient = rows.detach(found.id)
+        began, reason = datetime.now(UTC), reason.replace("\0", " ")
+
+        def tombstone(rows: Writer) -> tuple[Record, str | None]:
+            return rows.remove(found.id, reason, at=began), rows.detach(found.id)
+
+        gone, gradient = self.catalogue.write(tombstone)
+        self._descriptions.forget([found.id])
         for digest in (found.digest, gradient):
             if digest is not None:
                 health.collect(self.blobs, self.catalogue, digest)
@@ -286,6 +247,14 @@ class Store:
         with self._whole(found):
             return self.blobs.open(found.digest)
 
+    def stream_blob(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Bytes `start` to `stop` (exclusive; None is the end) of a vector, in pieces. Raises as `blob_path`."""
+        found = self.get(key)
+        with self._whole(found):
+            if not self.blobs.exists(found.digest):
+                raise NotFound(f"the blob {found.digest}", "there is no such file", "add the same file again")
+        return self.blobs.stream(found.digest, start, stop)
+
     def gradient(self, key: str) -> tuple[GradientRecord, Path] | None:
         """A vector's gradient and the read-only file with its bytes; None when it has none. Raises as `blob_path`."""
         found = self.get(key)
@@ -309,6 +278,55 @@ class Store:
         except FileRefused as error:
             raise StorageError(what, error.why, remedy, code="blob-linked") from error
 
+    # -- descriptions --------------------------------------------------------------------------------------------
+    def keep_descriptions(self, vectors: Mapping[str, Any], *, model: str = "") -> None:
+        """Keep the text encoder's vectors of descriptions, by id; they go when the task vector is removed.
+
+        Args:
+            vectors: id → (d,) finite numbers, not all zero.
+            model: what made them; only vectors of one model are compared.
+
+        Raises:
+            NotFound: no active vector of that id. ComgradError: (`bad-vector`) no direction, or another length.
+            StorageError: the disk or the database cannot do it.
+        """
+        self._must_write()
+        rows = {
+            self.get(key).id: nearest.checked(v, f"the description's vector of '{key}'") for key, v in vectors.items()
+        }
+        self._descriptions.put(model, rows)
+
+    def described(self, *, model: str = "") -> set[str]:
+        """The ids whose description's vector is kept."""
+        return self._descriptions.ids(model)
+
+    def nearest_descriptions(
+        self, vector: Any, k: int = 10, *, allowed: Collection[str] | None = None, model: str = ""
+    ) -> Sequence[Near]:
+        """The k descriptions nearest to a vector by cosine, best first; equal ones in the order of their ids.
+
+        score(v, e) = ⟨v, e⟩ / (‖v‖ ‖e‖), in 64-bit arithmetic of the 32-bit numbers that are kept.
+
+        Args:
+            vector: (d,) numbers of the same model.
+            allowed: only these ids (those a user may see, say); None is all.
+
+        Raises:
+            ComgradError: (`bad-vector`) no direction, or another length than what is kept.
+        """
+        wanted = nearest.checked(vector, "the vector to look for")
+        while k > 0 and (allowed is None or allowed):
+            ids, rows = self._descriptions.candidates(model, wanted, k, allowed)
+            found = nearest.ranked(wanted, ids, rows, k)
+            gone = {near.id for near in found} - self.catalogue.active([near.id for near in found])
+            if not gone:
+                return found
+            if self.read_only:
+                allowed = (set(self._descriptions.ids(model)) if allowed is None else set(allowed)) - gone
+            else:  # a kill came between a removal and this
+                self._descriptions.forget(gone)
+        return []
+
     # -- health --------------------------------------------------------------------------------------------------
     def reconcile(self, *, grace: float = GRACE_SECONDS) -> Reconciled:
         """Bring folder and catalogue together; done at each opening for writing.
@@ -321,7 +339,9 @@ class Store:
             StorageError: the disk or the database cannot do it.
         """
         self._must_write()
-        return health.reconcile(self.blobs, self.catalogue, grace)
+        found = health.reconcile(self.blobs, self.catalogue, grace)
+        self.place.reconciled(self._engine)
+        return found
 
     def audit(self, progress: Callable[[int, int], None] | None = None) -> AuditReport:
         """Re-hash the blob of every active row; damage is recorded in the rows unless the store is read-only.
@@ -333,27 +353,3 @@ class Store:
             StorageError: the disk or the database cannot be read.
         """
         return health.audit(self.blobs, self.catalogue, progress, record=not self.read_only)
-
-
-def _unwritable(path: Path) -> bool:
-    """Whether a registry is there that this process may not write. A missing folder is for writing."""
-    file = path / "catalogue.sqlite"
-    return file.is_file() and not (os.access(path, os.W_OK | os.X_OK) and os.access(file, os.W_OK))
-
-
-def _check_marker(marker: Path, what: str) -> None:
-    """Refuse a folder of a newer format before anything in it is touched."""
-    try:
-        raw = marker.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise disk.storage_error(what, error) from error
-    try:
-        found = json.loads(raw)["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        why = "its registry.json cannot be read"
-        raise StorageError(what, why, "restore that file from a backup", code="registry-damaged") from error
-    if not isinstance(found, int) or found > FORMAT:
-        why = f"its format {found!r} is newer than this comgrad (which knows up to {FORMAT})"
-        raise StorageError(what, why, "update comgrad; the registry was not touched", code="registry-newer")

@@ -84,14 +84,32 @@ def fingerprint(path: str | Path, *, cache: bool = True) -> Fingerprint:
     path = Path(path)
     entry = _cache_entry(path) if cache else None
     if entry is not None:
-        with suppress(ComgradError):
-            return BaseManifest.load(entry).fingerprint
+        with suppress(ComgradError, OSError):
+            return _remembered(entry)
     with open_checkpoint(path) as checkpoint:
         result = fingerprint_of(checkpoint)
     if entry is not None and entry == _cache_entry(path):
         with suppress(StorageError, OSError):
             entry.parent.mkdir(parents=True, exist_ok=True)
             BaseManifest(path.name, result).save(entry)
+    return result
+
+
+_known: dict[Path, tuple[tuple[int, int], Fingerprint]] = {}
+_MOST_KNOWN = 64
+
+
+def _remembered(entry: Path) -> Fingerprint:
+    """What a file of the cache says, parsed once as long as the file stays: a service reads the same base all day."""
+    found = entry.stat()
+    mark = (found.st_mtime_ns, found.st_size)
+    known = _known.get(entry)
+    if known is not None and known[0] == mark:
+        return known[1]
+    result = BaseManifest.load(entry).fingerprint
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known[entry] = (mark, result)
     return result
 
 

@@ -12,8 +12,8 @@ from comgrad.atlas.collection import Collection
 from comgrad.atlas.duplicates import DUPLICATE
 from comgrad.errors import BaseMismatch, ComgradError, NotFound, StorageError
 from comgrad.registry.card import Card
+from comgrad.registry.models import AddResult, Facts
 from comgrad.registry.models import Entry as NewEntry
-from comgrad.registry.models import Facts
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import resolve_base
 from comgrad.workflows.gradients import GradientMaker, attach_computed, attach_file
@@ -153,15 +153,7 @@ def add_one(
     if request.base is None:  # a base the user named wins
         _check_claimed_base(path, card, vector)
     name = request.name or card.task_id or card.name or path.resolve().name
-    with tempfile.TemporaryDirectory(prefix="comgrad-") as folder:
-        blob = Path(folder) / "vector.safetensors"
-        vector.save(blob)
-        facts = Facts(base=vector.base, kind=vector.kind, rank=vector.rank, norm=vector.norm())
-        if facts.norm == 0.0:
-            raise ComgradError(
-                f"'{path}'", "its task vector is zero: the fine-tune equals its base", "check the file", code="all-zero"
-            )
-        result = registry.store.add(NewEntry(blob=blob, card=card, facts=facts, name=name), restore=request.restore)
+    result = store_vector(registry, vector, card, name, what=f"'{path}'", restore=request.restore)
     record = result.record
     assert record is not None  # only add_many returns refusals as values
     warnings = list(vector.warnings)
@@ -174,6 +166,25 @@ def add_one(
     if neighbours:
         _describe_surroundings(registry, [added])
     return added
+
+
+def store_vector(
+    registry: Registry, vector: TaskVector, card: Card, name: str, *, what: str, restore: bool = False
+) -> AddResult:
+    """Put a vector that was read and checked into the registry, in canonical bytes.
+
+    Raises:
+        ComgradError: (`all-zero`) it is zero; or as `Store.add`. Nothing is stored.
+    """
+    with tempfile.TemporaryDirectory(prefix="comgrad-") as folder:
+        blob = Path(folder) / "vector.safetensors"
+        vector.save(blob)
+        facts = Facts(base=vector.base, kind=vector.kind, rank=vector.rank, norm=vector.norm())
+        if facts.norm == 0.0:
+            raise ComgradError(
+                what, "its task vector is zero: the fine-tune equals its base", "check the file", code="all-zero"
+            )
+        return registry.store.add(NewEntry(blob=blob, card=card, facts=facts, name=name), restore=restore)
 
 
 def _trained_on(path: Path, card: Card) -> str | None:

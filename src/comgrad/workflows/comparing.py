@@ -14,6 +14,7 @@ from comgrad.errors import ComgradError
 from comgrad.geometry.measures import MEASURES
 from comgrad.geometry.measures import compare as compare_pair
 from comgrad.geometry.measures import matrix as measure_matrix
+from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.writer import atomic_write_bytes
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import one_base, open_vectors
@@ -24,7 +25,13 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 def compare(a: str, b: str, *, base: str | None = None) -> dict[str, Any]:
     """Every measure between two vectors, in total and per tensor; keys as documented for `comgrad compare --json`."""
     first, second = open_vectors([a, b], base=base)
-    return {"a": a, "b": b, **compare_pair(first, second).as_dict()}
+    return {"a": a, "b": b, **compare_vectors(first, second)}
+
+
+def compare_vectors(first: TaskVector, second: TaskVector) -> dict[str, Any]:
+    """Every measure between two vectors, in total and per tensor. Raises BaseMismatch."""
+    first.base.joined(second.base)
+    return compare_pair(first, second).as_dict()
 
 
 def matrix(

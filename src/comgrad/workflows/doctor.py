@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from comgrad import config
 from comgrad.describe.encoder import DEFAULT_ENCODER
 from comgrad.errors import ComgradError, NotFound
+from comgrad.registry.places import FolderPlace, configured
 from comgrad.registry.store import Store
 from comgrad.weights.bases import try_resolve_base
 
@@ -63,21 +63,23 @@ def _encoder() -> Check:
 
 
 def _registry(progress: Callable[[int, int], None] | None) -> list[Check]:
-    path = config.home()
     try:
-        store = Store(path, read_only=True) if path.exists() else None
+        place = configured()
+        name = str(place.path) if isinstance(place, FolderPlace) else place.what
+        there = not isinstance(place, FolderPlace) or place.path.exists()
+        store = Store(place, read_only=True) if there else None
     except NotFound:
         store = None
     except ComgradError as error:
         return [Check("registry", False, str(error))]
     if store is None:
-        return [Check("registry", True, f"{path}: none yet")]
+        return [Check("registry", True, f"{name}: none yet")]
     with store:
         audit = store.audit(progress)
         records = store.list()
     bases = {r.facts.base.name: r.facts.base.status for r in records}
     return [
-        Check("registry", True, f"{path}: {len(records)} vectors"),
+        Check("registry", True, f"{name}: {len(records)} vectors"),
         Check("digests", audit.ok, _audit(audit)),
         Check("orphan blobs", True, f"{len(audit.orphans)} (collected at the next write once they are an hour old)"),
         *(_base(name, status) for name, status in sorted(bases.items())),

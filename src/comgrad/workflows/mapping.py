@@ -34,9 +34,19 @@ def draw_map(out: Path, *, measure: str = "centred_cosine", base: str | None = N
     points = [Point(m.id, m.name, m.family, m.description) for m in atlas.members]
     title = f"Map of {len(points)} tasks by {measure.replace('_', ' ')}"
     write_picture(out, layout, points, title)
+    return {"path": str(out), "measure": measure, **_as_dict(layout, points)}
+
+
+def placed(atlas: Collection, *, seed: int = 0) -> dict[str, Any]:
+    """The map of a collection by centred cosine, as plain values: points with their descriptions, clusters, stress."""
+    points = [Point(m.id, m.name, m.family, m.description) for m in atlas.members]
+    made = _as_dict(lay_out(similarity(atlas, "centred_cosine"), seed=seed), points)
+    described = [p | {"description": m.description} for p, m in zip(made["points"], atlas.members, strict=True)]
+    return made | {"points": described}
+
+
+def _as_dict(layout: Layout, points: list[Point]) -> dict[str, Any]:
     return {
-        "path": str(out),
-        "measure": measure,
         "points": [
             {"id": p.id, "name": p.name, "family": p.family, "x": float(x), "y": float(y), "cluster": int(c)}
             for p, (x, y), c in zip(points, layout.positions, layout.clusters, strict=True)

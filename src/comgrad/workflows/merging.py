@@ -20,7 +20,7 @@ from comgrad.weights.bases import resolve_base
 from comgrad.weights.storage import check_free
 from comgrad.weights.writer import atomic_directory, atomic_write_bytes
 from comgrad.workflows.checkpoints import counted
-from comgrad.workflows.registry import Registry
+from comgrad.workflows.lineage import identity
 from comgrad.workflows.resolve import VECTOR_FILE, open_vectors
 
 
@@ -107,7 +107,9 @@ def merge_to(
     if request.rank is not None:
         merged, kept = merged.compress(request.rank)
     look = _Look()
-    kind, told = _write(merged, out, request, _card(refs, request, parameters, merged.base.name), look, progress)
+    kind, told = _write(
+        merged, out, request, _card(refs, vectors, request, parameters, merged.base.name), look, progress
+    )
     warnings = look.warnings(request.method) + [
         f"{r}: {w}" for r, v in zip(refs, vectors, strict=True) for w in v.warnings
     ]
@@ -142,16 +144,16 @@ def _write(
     return kind, []
 
 
-def _card(refs: Sequence[str], request: MergeRequest, parameters: Mapping[str, Any], base: str) -> bytes:
+def _card(
+    refs: Sequence[str], vectors: Sequence[TaskVector], request: MergeRequest, parameters: Mapping[str, Any], base: str
+) -> bytes:
     """A card that names the parents; their coefficients only where the merge is linear in them."""
     parents = []
     weights = request.weights or (1.0,) * len(refs)
     linear = METHODS[request.method].linear
     share = request.scale / (math.fsum(weights) if request.method == "mean" else 1.0)
-    for ref, weight in zip(refs, weights, strict=True):
-        path = Path(ref)
-        identity = path.resolve().name if path.exists() else Registry().get(ref).id
-        parent: dict[str, Any] = {"id": identity[:200], "role": "merge"}
+    for ref, vector, weight in zip(refs, vectors, weights, strict=True):
+        parent: dict[str, Any] = {"id": identity(ref, vector), "role": "merge"}
         parents.append(parent | ({"coefficient": weight * share} if linear else {}))
     notes = f"merged by {request.method}"
     if parameters:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comgrad import config
 from comgrad.registry.card import Card
 from comgrad.registry.gradients import GradientRecord
 from comgrad.registry.models import Record
+from comgrad.registry.places import configured
 from comgrad.registry.store import Store
 
 if TYPE_CHECKING:
@@ -108,10 +108,10 @@ class Entry:
 
 
 class Registry:
-    """A folder of described task vectors: `COMGRAD_HOME` unless a path is given."""
+    """Described task vectors in a folder, or where the environment says: `COMGRAD_HOME`, or database and bucket."""
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.store = Store(path if path is not None else config.home())
+        self.store = Store(path if path is not None else configured())
 
     def add(
         self,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from comgrad.describe.encoder import load_encoder
 from comgrad.describe.memory import encode_cached
 from comgrad.errors import ComgradError, StorageError
 from comgrad.workflows.registry import Entry, Registry, by_base
+
+if TYPE_CHECKING:
+    from comgrad.atlas.collection import Collection
 
 MAX_QUERY = 20_000
 MOST = 1_000_000  # results, before near-duplicates are put together
@@ -56,10 +60,16 @@ def by_meaning(query: str, entries: Sequence[Entry]) -> list[Found]:
     """Described entries by how near they are to the query in meaning, whatever they count for; of equals the first."""
     if not entries:
         return []
-    encoder = load_encoder()
-    rows = encode_cached(encoder, [e.description for e in entries], entries[0].store.cache_dir)
-    scores = rows @ encoder.encode([query])[0]
-    return [Found(entries[int(i)], float(scores[int(i)])) for i in np.argsort(-scores, kind="stable")]
+    rows = encode_cached(load_encoder(), [e.description for e in entries], entries[0].store.cache_dir)
+    return nearest(query, entries, rows)
+
+
+def nearest(
+    query: str, entries: Sequence[Entry], rows: Float[np.ndarray, "n d"], *, most: int | None = None
+) -> list[Found]:
+    """Entries whose descriptions' embeddings are the rows, the nearest to the query first; of equals the first."""
+    scores = rows @ load_encoder().encode([query])[0]
+    return [Found(entries[int(i)], float(scores[int(i)])) for i in np.argsort(-scores, kind="stable")[:most]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,6 @@ def counted(entries: Sequence[Entry]) -> Counted:
     """
     from comgrad.atlas.collection import Collection
     from comgrad.workflows.resolve import member
-    from comgrad.workflows.standing import standing
 
     out = Counted({}, {}, set())
     for group in by_base([e for e in entries if e.record.damage is None]):
@@ -88,14 +97,21 @@ def counted(entries: Sequence[Entry]) -> Counted:
             atlas = Collection.build([member(e) for e in group], cache=group[0].store.cache_dir)
         except StorageError:
             continue  # a file is lost: searching must still work
-        found = standing(atlas)
-        for i, leader in enumerate(found.groups.leader.tolist()):
-            if i != leader:
-                out.hidden.add(atlas.ids[i])
-                out.copies[atlas.ids[leader]] = out.copies.get(atlas.ids[leader], 0) + 1
-            elif found.doubt[i]:
-                out.doubt[atlas.ids[i]] = found.doubt[i]
+        count_in(out, atlas)
     return out
+
+
+def count_in(out: Counted, atlas: Collection) -> None:
+    """Add the standing of a collection's members, oldest first, to what is counted."""
+    from comgrad.workflows.standing import standing
+
+    found = standing(atlas)
+    for i, leader in enumerate(found.groups.leader.tolist()):
+        if i != leader:
+            out.hidden.add(atlas.ids[i])
+            out.copies[atlas.ids[leader]] = out.copies.get(atlas.ids[leader], 0) + 1
+        elif found.doubt[i]:
+            out.doubt[atlas.ids[i]] = found.doubt[i]
 
 
 def settled(found: Sequence[Found], among: Counted) -> list[Found]:

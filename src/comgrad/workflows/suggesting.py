@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,13 @@ def suggest(
     made = predict(known, text, rank=rank, task_dir=task_dir, rule=rule, dare=dare, base=folder)
     made = replace(made, share=share, path=str(out))
     _ = made.trainable  # a share that cannot be is refused before anything is written
-    write_peft(made.vector, out, extra_files={"task_card.json": _card(made)})
+    write_suggestion(made, out)
     return made
+
+
+def write_suggestion(made: Suggestion, out: Path, *, extra_files: Mapping[str, bytes] | None = None) -> None:
+    """Write a suggestion as a PEFT folder with its card. Raises StorageError."""
+    write_peft(made.vector, out, extra_files={"task_card.json": _card(made), **(extra_files or {})})
 
 
 def _base(base: str | None) -> tuple[str | None, Path | None]:

@@ -19,6 +19,7 @@ from comgrad.weights.layouts import layout_of
 from comgrad.weights.names import NameIndex
 from comgrad.weights.storage import atomic_directory, atomic_write_bytes
 from comgrad.workflows.gradients import GradientMaker, write_gradient_file
+from comgrad.workflows.lineage import parents_of_trained
 from comgrad.workflows.resolve import VECTOR_FILE
 from comgrad.workflows.training_run import Run
 from comgrad.workflows.training_start import A_SEED, CARD_FILE
@@ -75,7 +76,7 @@ def card_of(run: Run, measured: Mapping[str, Any]) -> bytes:
         "created_by": "comgrad train",
     }
     if request.init is not None:
-        card["parents"] = [{"id": request.init.resolve().name[:200] or "init", "role": "train", "coefficient": 1.0}]
+        card["parents"] = parents_of_trained(request.init)
         card["extra"] |= {"init_digest": run.init_digest}
         card["notes"] = _note(run)
     return Card.make(**card).to_json().encode()

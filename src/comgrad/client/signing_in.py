@@ -1,0 +1,115 @@
+"""Signing in and out: a password becomes a token of its own, which is kept; the password is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+
+from comgrad.client import credentials
+from comgrad.client.address import Address
+from comgrad.client.credentials import Credential
+from comgrad.client.errors import Remote, not_trusted
+from comgrad.client.paths import API
+from comgrad.client.wire import Answer, Wire
+from comgrad.errors import ComgradError
+
+COOKIE = "comgrad_session"
+SCOPES = ("read", "write")
+_TOKEN = re.compile(r"cgt_[A-Za-z0-9_\-]{22,200}")
+
+
+def with_token(where: Address, token: str, *, wire: Wire | None = None) -> tuple[Credential, Path]:
+    """Check a token and keep it for this address; the credential and the file it is in. Raises ComgradError."""
+    token = token.strip()
+    if not _TOKEN.fullmatch(token):
+        raise ComgradError("the token", "it is none: tokens begin with cgt_", "copy it again", code="bad-token")
+    answer = _once(wire or Wire(where, token), "GET", f"{API}/session")
+    held = Credential(where.origin, token, _handle(answer.json))
+    return held, credentials.keep(held)
+
+
+def with_password(
+    where: Address,
+    handle: str,
+    password: str,
+    *,
+    days: int = 90,
+    scopes: Sequence[str] = SCOPES,
+    wire: Wire | None = None,
+) -> tuple[Credential, Path]:
+    """Sign in, have a token made, keep it, and end the session. Raises ComgradError."""
+    with closing(wire or Wire(where)) as open_wire:
+        held = _token_made(open_wire, where, handle, password, days, scopes)
+    return held, credentials.keep(held)
+
+
+def _token_made(wire: Wire, where: Address, handle: str, password: str, days: int, scopes: Sequence[str]) -> Credential:
+    answer = wire.ask("POST", f"{API}/session", body={"handle": handle, "password": password}, repeatable=False)
+    csrf = answer.json.get("csrf") if isinstance(answer.json, Mapping) else None
+    session = _session(answer)
+    if not isinstance(csrf, str) or session is None:
+        raise not_trusted(
+            f"an answer of {where.origin}", "it opens no session: this is no comgrad service", "no-service"
+        )
+    headers = {"Cookie": f"{COOKIE}={session}", "X-CSRF-Token": csrf}
+    wanted = {"name": "comgrad login", "scopes": list(scopes), "days": days}
+    try:
+        made = wire.ask("POST", f"{API}/tokens", body=wanted, headers=headers, repeatable=False).json
+    finally:
+        with suppress(ComgradError):  # a session ends by itself
+            wire.ask("DELETE", f"{API}/session", headers=headers)
+    secret, about = (made.get("secret"), made.get("token")) if isinstance(made, Mapping) else (None, None)
+    if not isinstance(secret, str) or not isinstance(about, Mapping):
+        raise not_trusted(f"an answer of {where.origin}", "it makes no token", "no-service")
+    return Credential(where.origin, secret, handle, str(about.get("id") or ""), str(about.get("expires_at") or ""))
+
+
+def first_start(where: Address, secret: str, handle: str, password: str, *, wire: Wire | None = None) -> None:
+    """Make a new service's first account with the secret that it printed. Raises ComgradError."""
+    body = {"secret": secret, "handle": handle, "password": password}
+    with closing(wire or Wire(where)) as open_wire:
+        open_wire.ask("POST", f"{API}/first-start", body=body, repeatable=False)
+
+
+def out(where: Address, *, wire: Wire | None = None) -> tuple[bool, bool]:
+    """Forget the token of an address; whether there was one, and whether the service has revoked it."""
+    held = credentials.found(where)
+    revoked = held is not None and _revoked(wire or Wire(where, held.token))
+    return credentials.forget(where), revoked
+
+
+def _revoked(wire: Wire) -> bool:
+    """Ask the service to end the token, and look whether it did."""
+    with closing(wire), suppress(ComgradError):
+        wire.ask("DELETE", f"{API}/session")
+        try:
+            wire.ask("GET", f"{API}/session")
+        except Remote as error:
+            return error.status == 401
+    return False
+
+
+def _once(wire: Wire, method: str, path: str) -> Answer:
+    with closing(wire):
+        return wire.ask(method, path)
+
+
+def _session(answer: Answer) -> str | None:
+    """The session's secret from the cookie that the answer sets."""
+    for line in answer.headers.get_list("set-cookie"):
+        with suppress(CookieError):
+            found = SimpleCookie(line).get(COOKIE)
+            if found is not None and found.value:
+                return str(found.value)
+    return None
+
+
+def _handle(body: Any) -> str:
+    """The handle in the answer about a session: in its account, or beside it."""
+    found = body if isinstance(body, Mapping) else {}
+    account = found.get("account", found)
+    return str(account.get("handle") or "") if isinstance(account, Mapping) else ""

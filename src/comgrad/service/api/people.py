@@ -1,0 +1,166 @@
+"""Routes of accounts, sessions, tokens and organisations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from comgrad.service.api.bodies import (
+    Credentials,
+    DisabledBody,
+    Handle,
+    NewPassword,
+    OrgBody,
+    RoleBody,
+    TokenBody,
+    WithSecret,
+)
+from comgrad.service.auth.http import Who, clear_session, client_of, set_session
+from comgrad.service.core import service_of
+from comgrad.service.web.answers import Json
+
+router = APIRouter(tags=["accounts"], default_response_class=Json)
+
+
+@router.post("/first-start", status_code=201)
+def first_start(request: Request, who: Who, body: WithSecret) -> dict[str, Any]:
+    """Make the first administrator, with the one-time secret that the service wrote at its first start."""
+    del who
+    made = service_of(request).accounts.first_start(body.secret, body.handle, body.password, client_of(request))
+    return {"account": made.as_dict()}
+
+
+@router.post("/accounts", status_code=201)
+def sign_up(request: Request, who: Who, body: Credentials) -> dict[str, Any]:
+    """Make one's own account, where the site lets everybody."""
+    del who
+    made = service_of(request).accounts.sign_up(body.handle, body.password, client_of(request))
+    return {"account": made.as_dict()}
+
+
+@router.get("/accounts")
+def accounts(request: Request, who: Who) -> dict[str, Any]:
+    """All accounts; for administrators of the site."""
+    return {"items": [a.as_dict() for a in service_of(request).accounts.accounts(who)]}
+
+
+@router.put("/accounts/{handle}/disabled")
+def disable(request: Request, who: Who, handle: str, body: DisabledBody) -> dict[str, Any]:
+    """Shut an account out, or let it in again; for administrators of the site."""
+    return {"account": service_of(request).accounts.disable(who, handle, body.disabled).as_dict()}
+
+
+@router.post("/invitations", status_code=201)
+def invite(request: Request, who: Who, body: Handle) -> dict[str, Any]:
+    """Reserve a handle; whoever gets the secret chooses the password. For administrators of the site."""
+    return dict(service_of(request).accounts.invite(who, body.handle).__dict__)
+
+
+@router.post("/accounts/accept")
+def accept(request: Request, who: Who, body: WithSecret) -> dict[str, Any]:
+    """Choose the password of an account that one was invited to."""
+    del who
+    made = service_of(request).accounts.accept(body.handle, body.secret, body.password, client_of(request))
+    return {"account": made.as_dict()}
+
+
+@router.post("/session")
+def log_in(request: Request, response: Response, who: Who, body: Credentials) -> dict[str, Any]:
+    """Sign in: a cookie, and the token that changes must carry in X-CSRF-Token."""
+    del who
+    made = service_of(request).accounts.log_in(body.handle, body.password, client_of(request))
+    set_session(response, made)
+    return {"account": made.account.as_dict(), "csrf": made.csrf, "expires_at": made.expires_at.isoformat()}
+
+
+@router.get("/session")
+def session(request: Request, who: Who) -> dict[str, Any]:
+    """Who asks."""
+    found = service_of(request).accounts.account(who)
+    orgs = [{"handle": h, "role": role} for h, role in sorted(who.orgs.items())]
+    return {"account": found.as_dict(), "via": who.via, "scopes": sorted(who.scopes), "orgs": orgs, "csrf": who.csrf}
+
+
+@router.delete("/session", status_code=204)
+def log_out(request: Request, who: Who) -> Response:
+    """Sign out."""
+    who.must("read")
+    service_of(request).accounts.log_out(who)
+    response = Response(status_code=204)
+    clear_session(response)
+    return response
+
+
+@router.put("/account/password", status_code=204)
+def password(request: Request, who: Who, body: NewPassword) -> Response:
+    """Change the password; every other session ends."""
+    service_of(request).accounts.change_password(who, body.old, body.new)
+    return Response(status_code=204)
+
+
+@router.get("/tokens")
+def tokens(request: Request, who: Who) -> dict[str, Any]:
+    """One's tokens, without their secrets."""
+    return {"items": [t.as_dict() for t in service_of(request).tokens.list(who)]}
+
+
+@router.post("/tokens", status_code=201)
+def create_token(request: Request, who: Who, body: TokenBody) -> dict[str, Any]:
+    """A new token; its secret is shown once."""
+    made = service_of(request).tokens.create(who, body.name, body.scopes, body.days)
+    return {"token": made.info.as_dict(), "secret": made.secret}
+
+
+@router.delete("/tokens/{token_id}")
+def revoke_token(request: Request, who: Who, token_id: str) -> dict[str, Any]:
+    """End a token now."""
+    return {"token": service_of(request).tokens.revoke(who, token_id).as_dict()}
+
+
+@router.get("/orgs")
+def orgs(request: Request, who: Who) -> dict[str, Any]:
+    """One's organisations."""
+    return {"items": [o.as_dict() for o in service_of(request).organisations.mine(who)]}
+
+
+@router.post("/orgs", status_code=201)
+def create_org(request: Request, who: Who, body: OrgBody) -> dict[str, Any]:
+    """Found an organisation."""
+    return {"org": service_of(request).organisations.create(who, body.handle, body.title).as_dict()}
+
+
+@router.get("/orgs/{org}")
+def org(request: Request, who: Who, org: str) -> dict[str, Any]:
+    """One of one's organisations."""
+    return {"org": service_of(request).organisations.get(who, org).as_dict()}
+
+
+@router.get("/orgs/{org}/members")
+def members(request: Request, who: Who, org: str) -> dict[str, Any]:
+    """Its members; for members."""
+    return {"items": [m.as_dict() for m in service_of(request).organisations.members(who, org)]}
+
+
+@router.put("/orgs/{org}/members/{handle}")
+def put_member(request: Request, who: Who, org: str, handle: str, body: RoleBody) -> dict[str, Any]:
+    """Add a member or change a role; for its admins."""
+    return {"member": service_of(request).organisations.put_member(who, org, handle, body.role).as_dict()}
+
+
+@router.delete("/orgs/{org}/members/{handle}", status_code=204)
+def remove_member(request: Request, who: Who, org: str, handle: str) -> Response:
+    """Remove a member, or leave."""
+    service_of(request).organisations.remove_member(who, org, handle)
+    return Response(status_code=204)
+
+
+@router.get("/audit")
+def audit(
+    request: Request,
+    who: Who,
+    limit: int = Query(100, ge=1, le=1000),
+    before: int | None = Query(None, ge=1, le=2**62),
+) -> dict[str, Any]:
+    """The newest entries of the audit log; for administrators of the site."""
+    return {"items": service_of(request).audit.entries(who, limit, before)}

@@ -1,0 +1,154 @@
+"""What can be downloaded of a vector: its container, and the same as a PEFT folder with a card for people."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comgrad.errors import ComgradError, NotFound
+from comgrad.registry.store import Store
+from comgrad.service.modelcard import model_card
+from comgrad.service.vectors import Listing
+from comgrad.weights.storage import atomic_directory, atomic_write_bytes
+
+CONTAINER = "vector.safetensors"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CARD = "task_card.json"
+README = "README.md"
+MEDIA = {
+    CONTAINER: "application/octet-stream",
+    WEIGHTS: "application/octet-stream",
+    CONFIG: "application/json",
+    CARD: "application/json",
+    README: "text/markdown; charset=utf-8",
+}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file that can be downloaded."""
+
+    name: str
+    size: int
+    sha256: str
+    media_type: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file to serve: on disk, or small and in memory."""
+
+    name: str
+    size: int
+    digest: str
+    media_type: str
+    path: Path | None = None
+    data: bytes = b""
+
+
+class Files:
+    """Files of listed vectors. The PEFT folder of a vector is made once and kept in a cache that may be deleted."""
+
+    def __init__(self, store: Store, cache: Path) -> None:
+        self._store = store
+        self._cache = cache
+        self._lock = threading.Lock()
+
+    def of(self, listing: Listing) -> list[FileInfo]:
+        """The files of a vector; without the PEFT folder where LoRA cannot hold it. Raises StorageError."""
+        return [info(self._opened(listing, name)) for name in self._names(listing)]
+
+    def open(self, listing: Listing, name: str) -> Opened:
+        """One of them. Raises NotFound, StorageError."""
+        if name not in self._names(listing):
+            raise NotFound(f"the file {name[:80]!a}", "this vector has none of that name", "see its list of files")
+        return self._opened(listing, name)
+
+    def forget(self, vector_id: str) -> None:
+        """Drop what the cache holds of a vector."""
+        shutil.rmtree(self._cache / vector_id, ignore_errors=True)
+
+    def _names(self, listing: Listing) -> list[str]:
+        own = [CONTAINER, CARD, README]
+        return own if self._peft(listing) is None else [CONTAINER, WEIGHTS, CONFIG, CARD, README]
+
+    def _opened(self, listing: Listing, name: str) -> Opened:
+        if name == CONTAINER:
+            path = self._store.blobs.path(listing.digest)
+            return Opened(name, path.stat().st_size, listing.digest, MEDIA[name], path)
+        if name == CARD:
+            return of_bytes(name, listing.card.replaced(name=listing.name).to_json().encode())
+        if name == README:
+            return of_bytes(name, model_card(listing).encode())
+        folder = self._peft(listing)
+        assert folder is not None
+        return of_path(folder / name)
+
+    def _peft(self, listing: Listing) -> Path | None:
+        """The folder with the adapter's two files; None where the vector is no adapter."""
+        if listing.entry.kind != "lowrank":
+            return None
+        folder = self._cache / listing.id
+        if not (folder / f"{WEIGHTS}.sha256").exists():
+            with self._lock:
+                if not (folder / f"{WEIGHTS}.sha256").exists():
+                    try:
+                        self._write(listing, folder)
+                    except ComgradError as error:
+                        if not error.code.startswith("peft-write"):
+                            raise
+                        return None
+        return folder
+
+    def _write(self, listing: Listing, folder: Path) -> None:
+        from comgrad.vectors.peft_write import write_peft
+
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_directory(folder) as made:
+            write_peft(listing.entry.vector(), made / "peft")
+            for name in (WEIGHTS, CONFIG):
+                (made / "peft" / name).rename(made / name)
+                digest = hashlib.sha256((made / name).read_bytes()).hexdigest()
+                (made / f"{name}.sha256").write_text(digest, "ascii")
+            (made / "peft").rmdir()
+
+
+def of_bytes(name: str, data: bytes) -> Opened:
+    """A small file from memory."""
+    return Opened(name, len(data), hashlib.sha256(data).hexdigest(), MEDIA[name], None, data)
+
+
+def of_path(path: Path) -> Opened:
+    """A file on disk whose digest is beside it. Raises NotFound when it is gone."""
+    try:
+        digest = Path(f"{path}.sha256").read_text("ascii")
+        return Opened(path.name, path.stat().st_size, digest, MEDIA[path.name], path)
+    except OSError as error:
+        raise NotFound(f"the file {path.name!a}", "it is gone", "ask for it again") from error
+
+
+def note_digests(folder: Path) -> list[FileInfo]:
+    """Write the digest of each known file of a folder beside it; the files."""
+    found = []
+    for name in MEDIA:
+        path = folder / name
+        with contextlib.suppress(FileNotFoundError):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            atomic_write_bytes(Path(f"{path}.sha256"), digest.encode())
+            found.append(info(of_path(path)))
+    return found
+
+
+def info(opened: Opened) -> FileInfo:
+    """A file without its bytes."""
+    return FileInfo(opened.name, opened.size, opened.digest, opened.media_type)

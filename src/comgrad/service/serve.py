@@ -1,0 +1,68 @@
+"""One process that serves: uvicorn around the application, with JSON logs and a graceful end."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from comgrad.errors import ComgradError
+from comgrad.service.app import create_app
+from comgrad.service.settings import Settings
+from comgrad.service.web.logs import set_up
+
+
+def serve(
+    settings: Settings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    say: Callable[[str], object] | None = None,
+) -> None:
+    """Serve until a signal comes; running requests and jobs end first.
+
+    Args:
+        port: 0 takes a free one. say: told the address and the first start's secret, once the port is open.
+
+    Raises:
+        ComgradError: (`port-taken`) the port cannot be opened. StorageError: nor can the registry.
+    """
+    sock = _bound(host, port)
+    set_up()
+    app = create_app(settings)
+    here = f"http://{'[' + host + ']' if ':' in host else host}:{sock.getsockname()[1]}"
+    tell = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    tell(f"serving {settings.data} at {here}")
+    secret = app.state.service.first_secret
+    if secret is not None:
+        tell(f"first start: make the administrator at {here}/first-start with this one-time secret: {secret}")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=30,
+        limit_concurrency=1000,
+        http="h11",  # the other parser keeps headers without end until they are over
+        h11_max_incomplete_event_size=64 * 1024,
+        ws="none",
+    )
+    uvicorn.Server(config).run(sockets=[sock])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except (OSError, OverflowError) as error:
+        sock.close()
+        why = getattr(error, "strerror", None) or str(error)
+        raise ComgradError(f"{host}:{port}", why, "choose another --host or --port", code="port-taken") from error
+    return sock

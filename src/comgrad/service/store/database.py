@@ -1,0 +1,132 @@
+"""The service's database: a SQLite file beside the registry, or PostgreSQL; its transactions and its migrations."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+from sqlalchemy import Connection, Engine, create_engine, inspect, text
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from comgrad.errors import StorageError
+from comgrad.registry import disk
+from comgrad.registry.database import database_error, sqlite_engine
+from comgrad.service.errors import Conflict
+from comgrad.service.store.tables import REVISIONS, VERSION_TABLE
+
+Rows = Connection
+_WRITE = "comgrad_write"
+_LOCK = 0x636F6D67  # PostgreSQL's advisory lock of this service: writers exclude each other, as in SQLite
+
+
+class Database:
+    """Transactions over the service's tables.
+
+    Args:
+        folder: where the SQLite file lies (`service.sqlite`), and the lock under which migrations run.
+        url: an SQLAlchemy URL of PostgreSQL; None for SQLite.
+
+    Raises:
+        StorageError: it cannot be opened, or (`service-newer`) a newer comgrad made it.
+    """
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self._folder = folder
+        with disk.storage(f"the folder '{folder}'"):
+            disk.make_parents(folder)
+        self.what = "the service's database"
+        self.sqlite = url is None
+        self.file = folder / "service.sqlite"
+        self.engine: Engine = sqlite_engine(self.file, read_only=False) if url is None else _postgres(url)
+        if self.sqlite and not self.file.exists():
+            os.close(os.open(self.file, os.O_CREAT | os.O_WRONLY, 0o600))  # passwords' hashes: nobody else's business
+        try:
+            self._migrate()
+        except BaseException:
+            self.engine.dispose()
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Rows]:
+        """A reading transaction. Raises StorageError."""
+        with self._transaction(write=False) as rows:
+            yield rows
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Rows]:
+        """A writing transaction that is alone in writing; committed at the end. Raises StorageError, Conflict."""
+        with self._transaction(write=True) as rows:
+            yield rows
+
+    @contextlib.contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[Rows]:
+        try:
+            with self.engine.connect() as connection:
+                connection = connection.execution_options(**{_WRITE: write})
+                with connection.begin():
+                    if write and not self.sqlite:
+                        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+                    yield connection
+        except IntegrityError as error:
+            why = "something else was stored under the same key meanwhile"
+            raise Conflict("the change", why, "look at the current state and try again") from error
+        except SQLAlchemyError as error:
+            raise database_error(self.what, error) from error
+
+    def alive(self) -> bool:
+        """Whether a query is answered."""
+        try:
+            with self.read() as rows:
+                return rows.execute(text("SELECT 1")).scalar() == 1
+        except StorageError:
+            return False
+
+    def _migrate(self) -> None:
+        if self._revision() == REVISIONS[-1]:
+            return
+        with FileLock(self._folder / "migrate.lock", timeout=120.0):
+            found = self._revision()
+            if found is not None and found not in REVISIONS:
+                why = f"its schema {found[:40]!a} is newer than this comgrad (which knows up to {REVISIONS[-1]})"
+                raise StorageError(self.what, why, "update comgrad; nothing was touched", code="service-newer")
+            if found != REVISIONS[-1]:
+                self._upgrade()
+
+    def _revision(self) -> str | None:
+        with self.read() as rows:
+            if not inspect(rows).has_table(VERSION_TABLE):
+                return None
+            return rows.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+
+    def _upgrade(self) -> None:
+        from alembic import command  # only a new or old database needs it
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        with self.write() as rows:
+            config.attributes["connection"] = rows
+            command.upgrade(config, "head")
+
+
+def _postgres(url: str) -> Engine:
+    return create_engine(url, pool_size=8, max_overflow=16, pool_pre_ping=True, pool_recycle=1800)
+
+
+def now() -> datetime:
+    """The present instant."""
+    return datetime.now(UTC)
+
+
+def new_id(kind: str) -> str:
+    """An id that only the server makes: a short word for the kind and 96 random bits."""
+    return f"{kind}-{secrets.token_hex(12)}"
