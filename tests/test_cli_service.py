@@ -152,6 +152,12 @@ def test_the_token_is_made_and_the_password_is_not_kept(signed_in: Run, places: 
     assert "wrong password" not in err
 
 
+def test_without_a_name_the_service_calls_it_what_the_registry_would(signed_in: Run, zoo: list[Path]) -> None:
+    [made] = pushed(signed_in, zoo[6])
+    assert made["name"] == f"ada/{zoo[6].name}"  # its card's task id, not the title on the card
+    assert json.loads((zoo[6] / "task_card.json").read_text())["name"] != zoo[6].name
+
+
 def test_push_pull_add_and_sign(
     signed_in: Run, zoo: list[Path], tmp_path: Path, site: tuple[str, str, Cutting]
 ) -> None:

@@ -89,7 +89,7 @@ def push_all(
         try:
             made = client.push(
                 parts_of(ref, gradient=request.gradient),
-                name=request.name,
+                name=request.name or _registered(ref),
                 description=request.description,
                 public=request.public,
                 org=request.org,
@@ -104,6 +104,15 @@ def push_all(
         except ComgradError as error:
             results.append(PushResult(ref, "refused", request.name or ref, error=error.as_dict()))
     return results
+
+
+def _registered(ref: str) -> str:
+    """The name that the registry knows it by; of a folder none: there the card says."""
+    if Path(ref).expanduser().exists():
+        return ""
+    from comgrad.workflows.registry import Registry
+
+    return Registry().get(ref).name
 
 
 def parts_of(ref: str, registry: Registry | None = None, *, gradient: bool = True) -> list[Part]:

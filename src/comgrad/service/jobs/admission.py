@@ -55,7 +55,7 @@ class Admission:
         progress.step("read")
         tau, card = read_upload(self.uploads, upload)
         request = upload.request
-        name = checked_name(request["name"] or card.name or card.task_id or f"vector-{upload.id[-8:]}")
+        name = checked_name(request["name"] or card.task_id or card.name or f"vector-{upload.id[-8:]}")
         card = card.replaced(name=name, **({"description": d} if (d := request["description"]) else {}))
         progress.step("store")
         in_registry = f"{request['owner']} {name} {upload.id[-TAIL:]}"[-200:]
