@@ -154,9 +154,9 @@ def run(n: int, seed: int, folder: Path) -> Counter[str]:
     return seen
 
 
-def main() -> None:
-    """Run as described above."""
-    parser = argparse.ArgumentParser(description="Mutate valid files and read them strictly.")
+def command(what: str, run: Callable[[int, int, Path], Counter[str]], given: str) -> None:
+    """The command line of a fuzzer: so many inputs from a seed, how often each verdict was given, and the time."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -165,8 +165,8 @@ def main() -> None:
         seen = run(args.n, args.seed, Path(folder))
     for code, count in seen.most_common():
         print(f"{count:>9,}  {code}")
-    print(f"{args.n:,} inputs in {time.perf_counter() - begin:.1f} s; every one returned or was refused")
+    print(f"{args.n:,} {given} in {time.perf_counter() - begin:.1f} s; every one was read or refused")
 
 
 if __name__ == "__main__":
-    main()
+    command("Mutate valid files and read them strictly.", run, "inputs")

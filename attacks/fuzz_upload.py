@@ -10,13 +10,10 @@ again in the service's own bytes, which must be read back as the same vector. An
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
-import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +25,7 @@ from safetensors.numpy import save
 from comgrad.errors import ComgradError
 from comgrad.service.jobs.admission import read_upload
 from comgrad.vectors.task_vector import TaskVector
-from fuzz import mutant
+from fuzz import command, mutant
 
 WEIGHTS, CONFIG, CARD, CONTAINER = (
     "adapter_model.safetensors",
@@ -154,19 +151,5 @@ def run(n: int, seed: int, place: Path) -> Counter[str]:
     return seen
 
 
-def main() -> None:
-    """Run as described above."""
-    parser = argparse.ArgumentParser(description="Mutate valid uploads and read them as the service does.")
-    parser.add_argument("--n", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if sys.platform == "linux" else None) as folder:
-        seen = run(args.n, args.seed, Path(folder))
-    for code, count in seen.most_common():
-        print(f"{count:>9,}  {code}")
-    print(f"{args.n:,} uploads in {time.perf_counter() - begin:.1f} s; every one was read or refused")
-
-
 if __name__ == "__main__":
-    main()
+    command("Mutate valid uploads and read them as the service does.", run, "uploads")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,25 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("COMGRAD_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The program in this process, with lines on its stdin: exit code, stdout, stderr."""
+    from comgrad.cli.main import main
+
+    def call(*arguments: object, lines: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["comgrad", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", StringIO(lines))
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ pytest.importorskip("fastapi", reason="the extra 'service' is not installed")
 pytest.importorskip("model_signing", reason="the extra 'sign' is not installed")
 
 from client_stand_in import running
-from comgrad.cli.main import main
 from comgrad.client import signing_in
 from comgrad.client.address import address
 from comgrad.client.client import Client
@@ -103,24 +101,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("COMGRAD_TOKEN", "COMGRAD_SERVER"):
             patch.delenv(name, raising=False)
         yield folder
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The program in this process, with lines on its stdin: exit code, stdout, stderr."""
-
-    def call(*arguments: object, lines: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["comgrad", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", StringIO(lines))
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

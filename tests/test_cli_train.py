@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from comgrad.cli.main import main
 from training_models import adapter, bert_base, task_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -29,23 +28,6 @@ MORE = {
     "resumed_from",
     "seconds",
 }
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The program in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["comgrad", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
