@@ -486,7 +486,7 @@ sys.path.insert(0, sys.argv[2])
 from comgrad.registry.places import configured
 from comgrad.registry.card import Card
 from comgrad.registry.models import Entry, Facts
-from comgrad.registry.catalogue import Writer
+from comgrad.registry.writer import Writer
 from comgrad.registry.store import Store
 from comgrad.types import BaseRef
 store = Store(configured(), grace=0.0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from comgrad.registry.blobs import BlobStore
-from comgrad.registry.catalogue import Catalogue, Writer
+from comgrad.registry.catalogue import Catalogue
 from comgrad.registry.models import AuditReport, Held, Reconciled
+from comgrad.registry.writer import Writer
 
 
 def collect(blobs: BlobStore, catalogue: Catalogue, digest: str) -> bool:

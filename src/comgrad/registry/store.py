@@ -20,13 +20,15 @@ from typing import Any, TypeVar
 from comgrad.errors import ComgradError, FileRefused, NotFound, StorageError
 from comgrad.registry import health, nearest
 from comgrad.registry.blobs import Source
-from comgrad.registry.catalogue import Catalogue, Writer, removed
+from comgrad.registry.catalogue import Catalogue
 from comgrad.registry.database import repeated
 from comgrad.registry.gradients import Attached, GradientEntry, GradientRecord
 from comgrad.registry.models import AddResult, AuditReport, Entry, Facts, Hit, Reconciled, Record
 from comgrad.registry.names import checked_name
 from comgrad.registry.nearest import Near
 from comgrad.registry.places import FolderPlace, Place
+from comgrad.registry.rows import removed
+from comgrad.registry.writer import Writer
 
 Row = TypeVar("Row")
 GRACE_SECONDS = 3_600.0
