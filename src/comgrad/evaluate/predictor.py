@@ -174,7 +174,7 @@ class Predictor:
         base: what the vectors must stand on.
         encoder: at θ₀, in evaluation mode.
         read: (module, batch) → representations (b, d), not normalised.
-        shift: the module at θ₀ + τ, as a context (`in_place`; `through` or `from_factory` for linearised models).
+        shift: the module at θ₀ + τ, as a context (`in_place`; `through` or `from_factory` for other models; `linear` for linear ones).
         kind: names the combination of `read` and `shift` in cached results.
     """
 
@@ -197,8 +197,7 @@ class Predictor:
         Raises:
             BaseMismatch, ShapeMismatch: a vector of another model.
         """
-        for k, (_, tau) in enumerate(terms):
-            self.base.joined(tau.base, what=f"the predictor and vector {k}")
+        self.check(terms)
         used = [(alpha, tau) for alpha, tau in terms if alpha != 0.0]
         was_training = self.encoder.training
         self.encoder.eval()
@@ -212,6 +211,15 @@ class Predictor:
         finally:
             self.encoder.train(was_training)
 
+    def check(self, terms: Sequence[Term]) -> None:
+        """Refuse vectors of another model. Raises BaseMismatch."""
+        for k, (_, tau) in enumerate(terms):
+            self.base.joined(tau.base, what=f"the predictor and vector {k}")
+
+    def represented(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(b, d) representations of a batch by a module that `at` gave."""
+        return self.read(model, batch)
+
     def passes(self, model: nn.Module, problem: Problem, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Representations (b, d), logits (b, C) and labels (b,), batch by batch.
 
@@ -220,7 +228,7 @@ class Predictor:
         """
         for batch, labels in problem.part(split):
             with torch.no_grad():
-                h = self.read(model, batch)
+                h = self.represented(model, batch)
                 z = self.logit_scale * nn.functional.normalize(h, dim=-1) @ problem.head.to(h).T
                 finite = bool(torch.isfinite(z).all())
             if not finite:

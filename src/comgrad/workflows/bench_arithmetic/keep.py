@@ -13,7 +13,12 @@ from comgrad.weights.storage import atomic_write_bytes
 from comgrad.workflows.bench.keep import source_digest
 
 VERSION = 1
-_READING = ("comgrad.evaluate.predictor", "comgrad.evaluate.classifier", "comgrad.finetune.linearised")
+_READING = (
+    "comgrad.evaluate.predictor",
+    "comgrad.evaluate.linear",
+    "comgrad.evaluate.classifier",
+    "comgrad.finetune.linearised",
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from comgrad.evaluate.classifier import Bench
 from comgrad.evaluate.disentanglement import disentanglement
 from comgrad.evaluate.editing import negation
 from comgrad.evaluate.interference import interference, predicts, ratio_table
-from comgrad.evaluate.predictor import Predictor, Problem, text_problem, through
+from comgrad.evaluate.linear import LinearPredictor
+from comgrad.evaluate.predictor import Predictor, Problem, text_problem
 from comgrad.finetune.linearised import Linearised
 from comgrad.finetune.recipes import recipe_named
 from comgrad.finetune.trainable import renamed
@@ -51,7 +52,7 @@ class Stage:
             p.requires_grad_(False)
         if not recipe_named(self.recipe).linearised:
             return Predictor(self.bench.base.ref, encoder)
-        return Predictor(self.bench.base.ref, encoder, shift=through(Linearised(encoder)), kind="linearised")
+        return LinearPredictor.of(self.bench.base.ref, Linearised(encoder), encoder)
 
     @cached_property
     def vectors(self) -> list[TaskVector]:
