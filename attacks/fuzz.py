@@ -1,15 +1,18 @@
 """Mutate valid files and read them: the strict reader returns or raises FileRefused, nothing else.
 
-    python attacks/fuzz.py --n 100000 [--seed 0]
+    python attacks/fuzz.py --n 100000 [--seed 0] [--processes 2] [--log FILE] [--json]
 
 Bits are flipped, bytes overwritten, removed, inserted and repeated, files cut and spliced, header numbers changed and
 the length field shifted. A reader that returns has its tensors compared with what the safetensors library loads from
-the same bytes. An input that breaks this is written to `fuzz-failure.safetensors`.
+the same bytes. An input that breaks this is written to `fuzz-failure.safetensors`. Several processes read pieces of
+a few thousand inputs, each from a seed of its own; with `--log` an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import random
 import re
 import struct
@@ -18,7 +21,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
@@ -27,6 +33,8 @@ from comgrad.errors import FileRefused
 from comgrad.weights.reader import open_strict
 
 Mutation = Callable[[random.Random, bytearray, list[bytes]], bytearray]
+Run = Callable[[int, str | int, Path], Counter[str]]
+CHUNK = 5_000
 
 
 def seeds() -> list[bytes]:
@@ -139,7 +147,7 @@ def verdict(path: Path) -> str:
     return "accepted"
 
 
-def run(n: int, seed: int, folder: Path) -> Counter[str]:
+def run(n: int, seed: str | int, folder: Path) -> Counter[str]:
     """Read `n` mutants; how often each verdict was given."""
     rng, files, seen = random.Random(seed), seeds(), Counter[str]()
     path = folder / "mutant.safetensors"
@@ -154,18 +162,87 @@ def run(n: int, seed: int, folder: Path) -> Counter[str]:
     return seen
 
 
-def command(what: str, run: Callable[[int, int, Path], Counter[str]], given: str) -> None:
+def chunks(n: int) -> list[int]:
+    """The sizes of the pieces that `n` inputs are read in."""
+    return [min(CHUNK, n - at) for at in range(0, n, CHUNK)]
+
+
+def piece(run: Run, size: int, seed: str) -> tuple[Counter[str], float]:
+    """One piece in a folder in memory, where there is such: how often each verdict was given, and its CPU seconds."""
+    begin = time.process_time()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if sys.platform == "linux" else None) as folder:
+        return run(size, seed, Path(folder)), time.process_time() - begin
+
+
+def earlier(path: Path | None, seed: int) -> dict[int, dict[str, Any]]:
+    """The pieces of this seed that an earlier run wrote down whole, by their numbers."""
+    if path is None or not path.exists():
+        return {}
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]  # the last may be cut
+    found = [json.loads(line) for line in lines]
+    return {row["piece"]: row for row in found if row["seed"] == seed}
+
+
+def fuzzed(run: Run, n: int, seed: int, processes: int, log: Path | None, tell: Callable[[str], object]) -> list[Any]:
+    """The rows of all pieces: those that are in the log, and those that several processes read now and add to it.
+
+    Raises:
+        Exception: whatever came out of the reader; BrokenProcessPool: it ended its process.
+    """
+    known = earlier(log, seed)
+    sizes = dict(enumerate(chunks(n)))
+    rows = [row for at, row in known.items() if sizes.get(at) == row["size"]]
+    left = {at: size for at, size in sizes.items() if at not in {row["piece"] for row in rows}}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(piece, run, size, f"{seed}.{at}"): at for at, size in left.items()}
+        try:
+            for future in as_completed(waiting):
+                seen, cpu = future.result()
+                at = waiting[future]
+                rows.append({"seed": seed, "piece": at, "size": sizes[at], "seen": dict(seen), "cpu_seconds": cpu})
+                if log is not None:
+                    with log.open("a") as out:
+                        out.write(json.dumps(rows[-1]) + "\n")
+                tell(f"{sum(row['size'] for row in rows):,} of {n:,}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            tell(f"piece '{seed}.{waiting[future]}' of {sizes[waiting[future]]} inputs broke it")
+            raise
+    return rows
+
+
+def command(what: str, run: Run, given: str) -> None:
     """The command line of a fuzzer: so many inputs from a seed, how often each verdict was given, and the time."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--log", type=Path, help="keep what was done in this file; the same command goes on from there")
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if sys.platform == "linux" else None) as folder:
-        seen = run(args.n, args.seed, Path(folder))
+    quiet = args.json or not sys.stderr.isatty()
+
+    def tell(text: str) -> None:
+        if not quiet:
+            print(f"\r{text} ", end="", file=sys.stderr, flush=True)
+
+    rows = fuzzed(run, args.n, args.seed, args.processes, args.log, tell)
+    seconds, cpu = time.perf_counter() - begin, sum(row["cpu_seconds"] for row in rows)
+    seen = Counter[str]()
+    for row in rows:
+        seen.update(row["seen"])
+    assert seen.total() == args.n
+    if args.json:
+        figures = {"inputs": args.n, "seed": args.seed, "crashes": 0, "processes": args.processes}
+        print(json.dumps({**figures, "seconds": seconds, "cpu_seconds": cpu, "verdicts": dict(seen.most_common())}))
+        return
     for code, count in seen.most_common():
         print(f"{count:>9,}  {code}")
-    print(f"{args.n:,} {given} in {time.perf_counter() - begin:.1f} s; every one was read or refused")
+    print(
+        f"{args.n:,} {given} by {args.processes} processes in {seconds:.1f} s ({cpu:.0f} s of CPU in all); "
+        "every one was read or refused"
+    )
 
 
 if __name__ == "__main__":

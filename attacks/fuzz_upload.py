@@ -1,6 +1,6 @@
 """Mutate valid uploads and read them as the service's job does: a task vector and a card, or a refusal, nothing else.
 
-    python attacks/fuzz_upload.py --n 100000 [--seed 0]
+    python attacks/fuzz_upload.py --n 1000000 [--seed 0] [--processes 2] [--log FILE] [--json]
 
 An upload is an adapter's two files and a card, or a container and a card. One to three of its files are mutated: bytes
 as in `fuzz.py`, JSON also as values (other types, deep nesting, huge and odd numbers, odd text). What is accepted is written
@@ -134,7 +134,7 @@ def verdict(folder: Path, upload: dict[str, bytes], own: Path) -> str:
     return "accepted"
 
 
-def run(n: int, seed: int, place: Path) -> Counter[str]:
+def run(n: int, seed: str | int, place: Path) -> Counter[str]:
     """Read `n` mutated uploads; how often each verdict was given."""
     rng, known, seen = random.Random(seed), seeds(), Counter[str]()
     folder = place / "upload"

@@ -203,6 +203,14 @@ class Site:
         own = json.loads((folder / CARD).read_text())
         return {**parts, CARD: json.dumps({**own, **card}).encode()}
 
+    def settled(self, seconds: float = 120.0) -> None:
+        """Wait until eve has no job left."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if all(j["state"] in ("done", "failed") for j in self.ok("GET", "/api/v1/jobs", who="eve")["items"]):
+                return
+            time.sleep(0.5)
+
     def named(self) -> list[str]:
         """All that the administrator sees in the catalogue."""
         return [x["full_name"] for x in self.ok("GET", "/api/v1/vectors?limit=200", who="ann")["items"]]
@@ -238,7 +246,7 @@ def attacked() -> Iterator[Site]:
 def main() -> int:
     """Run as described above."""
     sys.path.insert(0, str(Path(__file__).parent))
-    for name in ("service_transfers", "service_contents", "service_copies", "service_people"):
+    for name in ("service_transfers", "service_contents", "service_copies", "service_stores", "service_people"):
         import_module(name)  # each fills the table
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from markupsafe import escape
+
 from service import CARD, CONFIG, CONTAINER, WEIGHTS, ZOO, Site, code, row
 
 Got = tuple[str, bool]
@@ -52,12 +54,7 @@ def ranking(site: Site) -> Got:
                 )
             )
         )
-    until = time.monotonic() + 60
-    while (
-        any(j["state"] in ("queued", "running") for j in site.ok("GET", "/api/v1/jobs", who="eve")["items"])
-        and time.monotonic() < until
-    ):
-        time.sleep(0.5)
+    site.settled()
     began, shown = time.monotonic(), ["?"]
     while shown and time.monotonic() < began + 60:  # what is new is weighed in the background
         hits = site.ok("POST", "/api/v1/search", json={"text": words, "limit": 20, "words": True})["items"]
@@ -71,6 +68,45 @@ def ranking(site: Site) -> Got:
     return (
         f"{sorted(set(told))}; first {order[0]}, copies shown {shown} after {seconds:.1f} s, the mean: {doubt[:60]!r}",
         order[0] == "bob/open" and not shown and bool(doubt),
+    )
+
+
+@row(
+    "43",
+    "a flood: twenty-four vectors of one account for one task, too unlike to be copies, in words of its own",
+    "at most three of them count; others' come before the rest, and a suggestion takes no more than three",
+)
+def flood(site: Site) -> Got:
+    import numpy as np
+    from safetensors.numpy import load, save
+
+    words = "say whether the letter of a customer to the waterworks sounds content or cross today"
+    votes, many, told = 3, 24, []
+    whole = load(site.adapter(14)[WEIGHTS])
+    for i in range(many):
+        rng = np.random.default_rng(i)
+        noisy = {k: (v + 0.45 * v.std() * rng.standard_normal(v.shape)).astype(v.dtype) for k, v in whole.items()}
+        said = " ".join(rng.permutation(words.split()))  # words of its own each time, so that none repeats another's
+        parts = {**site.adapter(14, description=said, task_id=""), WEIGHTS: save(noisy, {"format": "pt"})}
+        told.append(code(site.share(parts, name=f"flood-{i}", visibility="public", who="eve")))
+    site.settled()
+    until, counted, order = time.monotonic() + 120, ["?"] * many, []
+    while len(counted) > votes and time.monotonic() < until:  # what is new is weighed in the background
+        hits = site.ok("POST", "/api/v1/search", json={"text": words, "limit": 100})["items"]
+        order = [(h["full_name"], str(h["doubt"]), int(h["copies"])) for h in hits]
+        counted = [n for n, doubt, _ in order if n.startswith("eve/flood") and not doubt]
+        time.sleep(0.5)
+    copies = sum(c for n, _, c in order if n.startswith("eve/flood"))
+    others = [at for at, (n, doubt, _) in enumerate(order) if not doubt and not n.startswith("eve/")]
+    early = [n for n, doubt, _ in order[: max(others, default=0)] if doubt]
+    made = site.ok("POST", "/api/v1/suggestions", json={"text": words, "dare": True})
+    sources = [s["name"] for s in made["sources"] if s["name"].startswith("eve/flood")]
+    capped = sum("of one account" in doubt for _, doubt, _ in order)
+    good = set(told) == {"201"} and not copies and 0 < len(counted) <= votes and bool(others) and not early
+    return (
+        f"{sorted(set(told))}, {copies} told as copies; {len(counted)} count, {capped} are one account's too many; doubtful "
+        f"ones before others': {len(early)}; of a suggestion's {len(made['sources'])} sources theirs are {len(sources)}",
+        good and capped > 0 and len(sources) <= votes,
     )
 
 
@@ -120,20 +156,39 @@ def rotated(site: Site) -> Got:
 
 @row(
     "45",
-    "an adapter of another task in the words of bob's: mislabelled",
-    "doubted in search, or an advisory verdict with its figures",
+    "an adapter of another task in the words of bob's, and one whose weights were tampered with",
+    "an advisory verdict with its score and what others score, on its page; both stay downloadable",
 )
 def mislabelled(site: Site) -> Got:
+    import numpy as np
+    from safetensors.numpy import load, save
+
     words = json.loads(site.adapter(0)[CARD])["description"]
-    parts = site.adapter(12, description=words)
-    made = site.share(parts, name="mislabelled", visibility="public", who="eve")
-    vector = made.json()["job"]["result"]["vector"]
-    until, doubt, verdict, told = time.monotonic() + 120, "", None, {}
-    while time.monotonic() < until and not (doubt and verdict):
-        hits = site.ok("POST", "/api/v1/search", json={"text": words, "limit": 20, "words": True})["items"]
-        doubt = next((h["doubt"] for h in hits if h["id"] == vector), "")
-        told = site.ok("GET", f"/api/v1/vectors/{vector}")["vector"].get("screening") or {}
-        verdict = told.get("verdict")
-        time.sleep(1)
-    figures = [e.get("name") for e in told.get("evidence") or []]
-    return f"doubt {doubt[:80]!r}; verdict {verdict!r} on {figures}", bool(doubt or (verdict and figures))
+    other = site.adapter(15, description="tell apart what a tampered adapter of a stranger is for")
+    state = load(other[WEIGHTS])
+    rng = np.random.default_rng(0)
+    for key in [k for k in state if ".lora_B." in k][-2:]:  # a strong direction of rank one in the last layers
+        u, v = rng.standard_normal(state[key].shape[0]), rng.standard_normal(state[key].shape[1])
+        state[key] = (state[key] + 30 * state[key].std() * np.outer(u, v)).astype(state[key].dtype)
+    tries = {
+        "mislabelled": site.adapter(12, description=words),
+        "tampered": {**other, WEIGHTS: save(state, {"format": "pt"})},
+    }
+    said, good = [], True
+    for name, parts in tries.items():
+        made = site.share(parts, name=name, visibility="public", who="eve")
+        vector = made.json()["job"]["result"]["vector"]
+        until, told = time.monotonic() + 300, {}
+        while time.monotonic() < until and not told:
+            told = site.ok("GET", f"/api/v1/vectors/{vector}")["vector"].get("screening") or {}
+            time.sleep(1)
+        scored = [e for e in told.get("evidence") or [] if e["figure"] and e["null"]]
+        page = site.call("GET", f"/vectors/{vector}").text
+        kept = site.call("GET", f"/api/v1/vectors/{vector}/files/{CONTAINER}").status_code == 200
+        odd = [f"{e['name']} {e['figure']} ({e['null']})" for e in scored if e["weight"] != "fine"]
+        said.append(
+            f"{name}: {told.get('verdict')!r}, {len(scored)} figures with what they are measured against; {odd[:2]}"
+        )
+        good &= told.get("verdict") in ("unexplained", "suspicious") and kept and bool(scored)
+        good &= all(str(escape(e["figure"])) in page for e in scored[:3])
+    return "; ".join(said), good

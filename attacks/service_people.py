@@ -1,4 +1,4 @@
-"""Attacks on people: secrets, guessing, another's vectors, forms of other sites. Guessing comes last: it locks bob out."""
+"""Attacks on people: secrets, guessing, another's vectors, forms of other sites. Guessing comes last: it makes bob's source wait."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class StandIn:
                 return 200, {"Set-Cookie": "comgrad_session=s3cret; HttpOnly; Path=/"}, b'{"csrf": "c", "account": {}}'
             case "GET", ["session"] if signed_in and not self.revoked:
                 return _json({"account": {"handle": "ada"}})
-            case "DELETE", ["session"]:
+            case "DELETE", ["session"] if signed_in:
                 self.revoked = self.sign_out == 204 and "authorization" in headers
                 return self.sign_out, {}, b""
             case "POST", ["tokens"] if signed_in and headers.get("x-csrf-token") == "c":

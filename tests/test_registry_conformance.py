@@ -17,7 +17,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -362,60 +361,6 @@ def test_beginnings_are_listed_in_one_order(store: Store) -> None:
     assert re.findall(r"'([^']+)' \(tv", caught.value.why) == ["ab_a", "ab-z", "ab z2", "ab9", "abé"]
 
 
-# -- descriptions ----------------------------------------------------------------------------------------------------
-def test_the_nearest_descriptions_are_those_of_the_definition(store: Store) -> None:
-    rng = np.random.default_rng(0)
-    ids = [added(store.add(entry(str(number).encode(), f"no {number}"))) for number in range(40)]
-    rows = rng.normal(size=(40, 96)).astype(np.float32)
-    rows[7] = rows[3]  # equal ones come in the order of their ids
-    rows[11] = 2 * rows[3]
-    rows[20] = rows[3] + 1e-6 * rng.normal(size=96).astype(np.float32)  # closer than 32 bits can tell
-    store.keep_descriptions(dict(zip(ids, rows, strict=True)), model="m")
-    assert store.described(model="m") == set(ids)
-    for query in (rows[3], rng.normal(size=96)):
-        exact = rows.astype(float) @ query.astype(np.float32).astype(float)
-        exact /= np.linalg.norm(rows.astype(float), axis=1) * np.linalg.norm(query.astype(np.float32).astype(float))
-        order = sorted(range(40), key=lambda i: (-round(exact[i], 12), ids[i]))
-        found = store.nearest_descriptions(query, 9, model="m")
-        assert [near.id for near in found] == [ids[i] for i in order[:9]]
-        assert max(abs(near.score - exact[ids.index(near.id)]) for near in found) < 1e-12
-        allowed = set(ids[::3]) | {"tv-0000000000000000"}
-        found = store.nearest_descriptions(query, 50, allowed=allowed, model="m")
-        assert [near.id for near in found] == [ids[i] for i in order if ids[i] in allowed]
-    store.remove(ids[3])
-    assert ids[3] not in [near.id for near in store.nearest_descriptions(rows[3], 40, model="m")]
-    assert store.described(model="m") == set(ids) - {ids[3]}
-    store.keep_descriptions({ids[0]: rows[3]}, model="m")  # replaced
-    assert ids[0] in [near.id for near in store.nearest_descriptions(rows[3], 4, model="m")]
-    assert store.nearest_descriptions(rows[3], 4, model="another") == []
-    assert store.nearest_descriptions(rows[3], 4, allowed=[], model="m") == []
-
-
-def test_vectors_that_cannot_be_compared_are_refused(store: Store) -> None:
-    identity = added(store.add(entry()))
-    store.keep_descriptions({identity: [1.0, 2.0]}, model="m")
-    for bad in ([0.0, 0.0], [float("nan"), 1.0], [[1.0]], [], "text"):
-        with pytest.raises(ComgradError, match="the description's vector of 'one'; ") as caught:
-            store.keep_descriptions({"one": bad}, model="m")
-        assert caught.value.code == "bad-vector"
-    with pytest.raises(ComgradError, match=r"vector of 3 numbers; the vectors that are kept of the model 'm' have 2"):
-        store.keep_descriptions({identity: [1.0, 2.0, 3.0]}, model="m")
-    with pytest.raises(ComgradError, match="a description's vector of 3 numbers"):
-        store.nearest_descriptions([1.0, 2.0, 3.0], model="m")
-    with pytest.raises(NotFound):
-        store.keep_descriptions({"nobody": [1.0, 2.0]}, model="m")
-    assert [near.score for near in store.nearest_descriptions([2.0, 4.0], model="m")] == [pytest.approx(1.0)]
-
-
-def test_a_kill_between_a_tombstone_and_its_description_is_healed_by_searching(store: Store) -> None:
-    one, two = (added(store.add(entry(name.encode(), name))) for name in ("one", "two"))
-    store.keep_descriptions({one: [1.0, 0.0], two: [0.9, 0.1]}, model="m")
-    with store.catalogue.writing() as rows:
-        rows.remove(one, "")
-    assert [near.id for near in store.nearest_descriptions([1.0, 0.0], 1, model="m")] == [two]
-    assert store.described(model="m") == {two}
-
-
 # -- many at once ----------------------------------------------------------------------------------------------------
 def test_many_stores_add_the_same_and_different_vectors_at_once(size: Size) -> None:
     start, results, errors = threading.Barrier(6), [], []
@@ -461,12 +406,11 @@ def test_processes_that_set_a_new_registry_up_at_once_find_one_registry(size: Si
 
 
 def test_a_forked_process_may_use_the_parents_store(store: Store) -> None:
-    store.keep_descriptions({added(store.add(entry(b"before", "before"))): [1.0, 2.0]})
+    added(store.add(entry(b"before", "before")))
     pid = os.fork()
     who = "child" if pid == 0 else "parent"
     try:
         for i in range(6):
-            assert len(store.nearest_descriptions([2.0, 1.0])) == 1
             added(store.add(entry(f"{who} {i}".encode(), f"{who} {i}")))
     except BaseException:
         if pid == 0:

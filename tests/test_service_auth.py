@@ -19,7 +19,7 @@ from comgrad.service.auth import secrets
 from comgrad.service.auth.identity import checked_handle
 from comgrad.service.core import Service
 from comgrad.service.settings import Settings
-from comgrad.service.store import people
+from comgrad.service.store import guesses, people
 from comgrad.service.store.database import now
 from comgrad.service.store.tables import audit
 from comgrad.service.web.logs import JsonFormatter, redacted, set_up
@@ -119,11 +119,11 @@ def test_guessing_is_stopped(site: Site) -> None:
     ]
     assert tries == [401] * 10 + [429] * 2
     with site.service.database.write() as rows:
-        people.forgive(rows, "mia from testclient")
+        guesses.forget(rows, "mia from testclient")
 
 
 def test_weak_passwords_are_refused(site: Site) -> None:
-    who = site.service.accounts.of_token(site.tokens["site-admin"], "")
+    who = site.service.sessions.of_token(site.tokens["site-admin"], "")
     invited = site.service.accounts.invite(who, "newcomer")
     for weak in ("short", "aaaaaaaaaaaaaaaa"):
         body = {"handle": "newcomer", "secret": invited.secret, "password": weak}
@@ -229,7 +229,7 @@ def test_scopes_end_and_revocation_hold(site: Site) -> None:
     gone = site.client.delete(f"{API}/tokens/{made['token']['id']}", headers=headers)
     assert gone.json()["token"]["revoked"] is True
     assert site.client.get(f"{API}/uploads", headers=token).status_code == 401
-    info = site.service.tokens.list(site.service.accounts.of_token(site.tokens["site-admin"], ""))[0]
+    info = site.service.tokens.list(site.service.sessions.of_token(site.tokens["site-admin"], ""))[0]
     with site.service.database.write() as rows:
         people.change_token(rows, info.id, expires_at=now() - timedelta(seconds=1))
     assert site.call("site-admin", "GET", f"{API}/audit").status_code == 401
@@ -244,7 +244,7 @@ def test_only_admins_of_the_site_make_admin_tokens(site: Site) -> None:
 
 def test_wrong_tokens_do_not_keep_right_ones_of_the_same_address_out(site: Site) -> None:
     with site.service.database.write() as rows:
-        people.forgive(rows, "a token from testclient")
+        guesses.forget(rows, "a token from testclient")
     wrong = [
         site.client.get(f"{API}/session", headers={"Authorization": f"Bearer cgt_{'x' * 40}{i}"}).status_code
         for i in range(12)

@@ -345,8 +345,11 @@ def test_axe_finds_nothing_serious_on_any_page_in_both_themes(
     }
     job = site.upload("other", files, purpose="explain").json()["job"]["id"]
     eve = Reader(chromium, address, color_scheme="light").sign_in("eve")
+    asked = site.call("org-admin", "PUT", "/api/v1/orgs/lab/invitations/ann", json={"role": "admin"})
+    assert asked.status_code == 200
     rows = [(member, p) for p in every_page(site)] + [(member, "/organisations/lab"), (eve, f"/jobs/{job}")]
-    rows += [(anybody, p) for p in ("/login", "/explain")] + [(admin, p) for p in ("/people", "/audit")]
+    rows += [(anybody, p) for p in ("/login", "/reset", "/explain", "/nothing-here")]
+    rows += [(admin, p) for p in ("/people", "/audit", "/organisations")]
     for reader, path in rows:
         page = reader.page
         page.emulate_media(color_scheme="light")

@@ -56,7 +56,7 @@ def state(site: Site, identity: str, role: str = "owner") -> str:
 
 
 def principal(site: Site, role: str) -> Principal:
-    return site.service.accounts.of_token(site.tokens[role], "")
+    return site.service.sessions.of_token(site.tokens[role], "")
 
 
 def test_what_is_being_taken_in_is_published_by_no_restart(
@@ -106,7 +106,7 @@ def test_an_upload_whose_job_is_over_is_over_too(
 
     monkeypatch.setattr(Admission, "_admitted", broken)
     site.service.jobs.run(job)
-    site.service.uploads.reap()
+    site.service.reaper.reap()
     found = site.call("owner", "GET", f"{API}/uploads/{upload}").json()["upload"]
     assert found["state"] == "refused" and found["error"]["code"] == "internal"
     assert not (site.service.uploads.folder / upload).exists()
@@ -199,14 +199,14 @@ def test_a_chunk_that_takes_too_long_in_all_is_a_refusal(tmp_path: Path, files: 
 
 
 def test_few_wait_for_a_turn_and_one_question_is_computed_once(site: Site) -> None:
-    insight, calls = site.service.insight, []
+    turns, calls = site.service.insight.turns, []
 
     def made() -> str:
         calls.append(1)
         time.sleep(0.2)
         return "made"
 
-    asking = [threading.Thread(target=insight._remembered, args=(("a", 1), made)) for _ in range(6)]
+    asking = [threading.Thread(target=turns.remembered, args=(("a", 1), made)) for _ in range(6)]
     for t in asking:
         t.start()
     for t in asking:
@@ -216,7 +216,7 @@ def test_few_wait_for_a_turn_and_one_question_is_computed_once(site: Site) -> No
 
     def ask() -> None:
         try:
-            with insight._computing():
+            with turns.computing():
                 over.wait(10)
         except Busy:
             refused.append(1)
@@ -291,7 +291,7 @@ def test_a_list_of_jobs_reads_no_reports(site: Site, files: dict[str, bytes]) ->
 
 
 def test_guesses_of_tokens_are_counted_apart_from_any_account(site: Site) -> None:
-    admin = site.service.accounts.of_session(site.service.accounts.log_in("ann", PASSWORD).secret, "")
+    admin = site.service.sessions.of_session(site.service.sessions.log_in("ann", PASSWORD).secret, "")
     assert admin is not None
     invited = site.service.accounts.invite(admin, "token")
     site.service.accounts.accept("token", invited.secret, PASSWORD)
@@ -318,10 +318,10 @@ def test_one_customer_of_ipv6_has_one_bucket() -> None:
 
 def test_suggestions_take_no_more_room_than_they_may(tmp_path: Path) -> None:
     with running(tmp_path, workers="none", suggestion_bytes=2**20) as site:
-        folder = site.service.insight.folder
+        folder = site.service.insight.suggestions.folder
         for n in range(3):
             (folder / f"sg-{n}").mkdir()
             (folder / f"sg-{n}" / "adapter_model.safetensors").write_bytes(b"x" * 400_000)
             os.utime(folder / f"sg-{n}", (time.time() - 10 + n,) * 2)
-        assert site.service.insight.reap() == 1
+        assert site.service.insight.suggestions.reap() == 1
         assert sorted(p.name for p in folder.iterdir()) == ["sg-1", "sg-2"]

@@ -122,6 +122,7 @@ PAGES: dict[str, tuple[str, int, int, int]] = {  # route: address, status for no
     "/login": ("/login?next={BAD}", 200, 303, 303),
     "/first-start": ("/first-start", 303, 303, 303),
     "/invitation": ("/invitation?handle={BAD}", 200, 200, 200),
+    "/reset": ("/reset?handle={BAD}", 200, 200, 200),
     "/sign-up": ("/sign-up", 303, 303, 303),
     "/account": ("/account?done={BAD}", 303, 200, 200),
     "/people": ("/people", 303, 403, 200),
@@ -326,15 +327,20 @@ POSTS = {
     "/logout": "/logout",
     "/first-start": "/first-start",
     "/invitation": "/invitation",
+    "/reset": "/reset",
     "/sign-up": "/sign-up",
     "/theme": "/theme",
     "/account/password": "/account/password",
     "/account/tokens": "/account/tokens",
     "/account/tokens/{token_id}/revoke": "/account/tokens/tk-none/revoke",
     "/people/invite": "/people/invite",
+    "/people/{handle}/reset": "/people/eve/reset",
     "/people/{handle}/disable": "/people/eve/disable",
     "/organisations": "/organisations",
     "/organisations/{handle}/members": "/organisations/lab/members",
+    "/organisations/{handle}/invitations": "/organisations/lab/invitations",
+    "/organisations/{handle}/invitations/withdraw": "/organisations/lab/invitations/withdraw",
+    "/organisations/{handle}/answer": "/organisations/lab/answer",
     "/organisations/{handle}/members/remove": "/organisations/lab/members/remove",
 }
 
@@ -346,7 +352,9 @@ def test_a_form_without_the_sessions_token_is_refused(site: Site, bob: Browser, 
     assert "token against forged requests" in checked(answer).words
 
 
-@pytest.mark.parametrize("route", [r for r in POSTS if r not in ("/suggest", "/theme", "/login", "/invitation")])
+@pytest.mark.parametrize(
+    "route", [r for r in POSTS if r not in ("/suggest", "/theme", "/login", "/invitation", "/reset")]
+)
 def test_a_form_of_nobody_changes_nothing(site: Site, anybody: Browser, route: str) -> None:
     answer = anybody.post(filled(site, POSTS[route]), data={"title": "x"}, follow_redirects=False)
     assert answer.status_code in (303, 403, 422)
@@ -464,8 +472,23 @@ def test_an_invitation_becomes_an_account_with_an_organisation(site: Site, ann: 
     assert made.headers["location"] == "/organisations/reading-group"
     address = made.headers["location"]
     assert BAD in checked(zoe.page(address)).words
+    assert zoe.form(f"{address}/members", member="bob", role="admin").status_code == 404  # he is asked first
+    assert zoe.form(f"{address}/invitations", member="bob", role="member").status_code == 303
+    assert zoe.form(f"{address}/invitations", member="nobody-here", role="admin").status_code == 404
+    assert "Not answered yet" in checked(zoe.page(address)).words
+    bob = Browser(site, "bob")
+    assert bob.page(address).status_code == 404
+    for place in ("/account", "/organisations"):
+        assert "asks you to be a member" in checked(bob.page(place)).words
+    assert bob.form(f"{address}/answer", answer="no").headers["location"] == "/organisations"
+    assert bob.form(f"{address}/answer", answer="yes").status_code == 404
+    assert zoe.form(f"{address}/invitations", member="bob", role="member").status_code == 303
+    assert zoe.form(f"{address}/invitations/withdraw", member="bob").status_code == 303
+    assert zoe.form(f"{address}/invitations", member="bob", role="member").status_code == 303
+    assert bob.form(f"{address}/answer", answer="yes").headers["location"] == address
+    assert "Not answered yet" not in checked(zoe.page(address)).words
     assert zoe.form(f"{address}/members", member="bob", role="admin").status_code == 303
-    assert zoe.form(f"{address}/members", member="nobody-here", role="admin").status_code == 404
+    checked(bob.page(address))
     assert zoe.form(f"{address}/members/remove", member="zoe").headers["location"] == "/organisations"
     assert zoe.form("/account/password", old="wrong", new="another five words here").status_code == 403
     changed = zoe.form("/account/password", old=PASSWORD, new="another five words here")
@@ -473,6 +496,27 @@ def test_an_invitation_becomes_an_account_with_an_organisation(site: Site, ann: 
     assert ann.form("/people/zoe/disable", disabled="1").status_code == 303
     assert zoe.page("/account").headers["location"].startswith("/login")
     assert "org-create" in checked(ann.page("/audit")).words
+
+
+def test_a_lost_password_is_chosen_again_with_an_administrators_secret(site: Site, ann: Browser) -> None:
+    new = "six loud green parrots here"
+    answer = ann.form("/people/mia/reset")
+    assert answer.headers["cache-control"] == "no-store"
+    lines = next(str(a["data-copy"]) for a in checked(answer).all("button") if "data-copy" in a)
+    address, secret = lines.splitlines()
+    assert address.endswith("/reset?handle=mia")
+    assert secret not in ann.page("/people").text
+    mia = Browser(site)
+    assert 'value="mia"' in mia.page("/reset?handle=mia").text
+    assert checked(mia.form("/reset", handle="mia", secret="wrong", password=new)).words.count("ask an admin") == 0
+    assert mia.form("/reset", handle="mia", secret=secret, password="short").status_code == 422
+    inside = mia.form("/reset", handle="mia", secret=secret, password=new)
+    assert (inside.status_code, inside.headers["location"]) == (303, "/account?done=password")
+    assert "The password is changed" in checked(mia.page("/account?done=password")).words
+    assert Browser(site).form("/reset", handle="mia", secret=secret, password=new).status_code == 403
+    assert Browser(site).form("/login", handle="mia", password=PASSWORD).status_code == 422
+    assert ann.form("/people/nobody-here/reset").status_code == 409
+    assert Browser(site, "bob").form("/people/mia/reset").status_code == 403
 
 
 def test_signing_out_ends_the_session(site: Site) -> None:
@@ -539,6 +583,41 @@ def test_an_error_page_has_three_parts(site: Site, status: int) -> None:
     seen.feed(bytes(answer.body).decode())
     assert all(w in seen.words for w in ("<script>alert(1)", "it is refused.", "Do something else."))
     assert ("retry-after" in answer.headers) == (status == 429)
+
+
+def test_who_asks_too_often_reads_a_page(tmp_path: Path) -> None:
+    """Before any handler is reached; programs are answered in JSON."""
+    with running(tmp_path, pages=True, workers="none", logins_per_minute=3) as made:
+        browser = Browser(made)
+        wrong = {"handle": "bob", "password": "wrong wrong wrong", "secret": "x"}
+        doors = ("/login", "/invitation", "/reset", "/sign-up")
+        answers = [browser.form(doors[n % 4], **wrong) for n in range(5)]
+        assert [a.status_code for a in answers[3:]] == [429, 429]
+        seen = checked(answers[3])
+        assert "Slow down a little" in seen.words
+        assert int(answers[3].headers["retry-after"]) >= 1
+        assert re.search(r"In about \d+ seconds? the page can be loaded again", seen.words)
+        told = browser.post("/api/v1/session", json={"handle": "bob", "password": "x"})
+        assert (told.status_code, told.json()["error"]["code"]) == (429, "too-many")
+
+
+def test_pauses_after_wrong_passwords_are_told_on_the_page(tmp_path: Path) -> None:
+    with running(tmp_path, pages=True, workers="none") as made:
+        answers = [Browser(made).form("/login", handle="bob", password=f"wrong {n} wrong") for n in range(11)]
+        assert [a.status_code for a in answers] == [422] * 10 + [429]
+        assert int(answers[-1].headers["retry-after"]) >= 1
+        assert "Elsewhere it works" in checked(answers[-1]).words or "elsewhere it works" in answers[-1].text
+
+
+def test_an_address_where_nothing_is_says_what_to_do(anybody: Browser, bob: Browser) -> None:
+    for address in ("/nothing/here", "/vectors/tv-0000000000000000"):
+        seen = checked(anybody.page(address))
+        assert "Nothing here" in seen.words
+        assert [a["action"] for a in seen.all("form") if a.get("role") == "search"] == ["/vectors"]
+        assert "/login?next=" in str([a["href"] for a in seen.all("a")])
+        assert "What is private is shown" in seen.words
+        assert "What is private is shown" not in checked(bob.page(address)).words
+    assert "'/nothing/here': there is nothing at this address." in checked(anybody.page("/nothing/here")).words
 
 
 def test_assets_are_small_known_and_kept(anybody: Browser) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from comgrad.service.serve import serve
 from comgrad.service.settings import Settings
 serve(Settings.from_environment(data=Path(sys.argv[1]), pages=False, preload=False, screen=False, body_seconds=1.5,
-                                chunk_idle_seconds=1.5, min_free_bytes=0), port=0)
+                                chunk_idle_seconds=1.5, head_seconds=1.5, min_free_bytes=0), port=0)
 """
 
 
@@ -184,11 +184,14 @@ def test_slow_bodies_are_cut_off_and_the_service_stays(folder: Path, token: str)
         )
         drip = socket.create_connection(("127.0.0.1", server.port), timeout=30)
         drip.sendall(head.encode())
+        begun = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        begun.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Never-Whole: ")
         assert server.client.get("/healthz").status_code == 200
         assert b" 408 " in slow.recv(4096).split(b"\r\n")[0] + b" "
         assert b" 408 " in drip.recv(4096).split(b"\r\n")[0] + b" "
-        slow.close()
-        drip.close()
+        assert b" 408 " in begun.recv(4096).split(b"\r\n")[0] + b" "
+        for sock in (slow, drip, begun):
+            sock.close()
         assert offset(server, identity, "vector.safetensors") == 10
 
 

@@ -179,7 +179,7 @@ def test_a_cancelled_or_stale_upload_leaves_nothing(site: Site, files: dict[str,
 
     with site.service.database.write() as rows:
         work.change_upload(rows, stale, expires_at=now())
-    assert site.service.uploads.reap() == 1
+    assert site.service.reaper.reap() == 1
     assert not (site.service.uploads.folder / stale).exists()
 
 

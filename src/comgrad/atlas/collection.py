@@ -26,7 +26,8 @@ FEWEST_TO_CENTRE = 10
 class Member:
     """One described vector: what is known of it without reading its weights, and how to read them.
 
-    `gradient` reads its task's gradient ∇L_q(θ₀), where there is one; `gradient_digest` tells one from the next.
+    `gradient` reads its task's gradient ∇L_q(θ₀), where there is one; `gradient_digest` tells one from the next. `owner`
+    is the account that shares it, where there are accounts.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Member:
     load: Callable[[], TaskVector]
     gradient: Callable[[], TaskVector] | None = None
     gradient_digest: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,18 @@ class Collection:
         """Cosine of τ_i and τ_j; 0 for a zero vector."""
         return _cosine(self.gram, floor=0.0)
 
-    def centred_cosine(self) -> Float[np.ndarray, "k k"]:
+    def centred_cosine(self, weights: Float[np.ndarray, "k"] | None = None) -> Float[np.ndarray, "k k"]:
         """Cosine of u_i − ū and u_j − ū, with u the unit vectors τ/‖τ‖ and ū the mean of those that count.
 
         Centred, because the mean of the public vectors is near to all of them; of unit vectors, because one vector of
         a hundred times the norm would otherwise be the mean; near-duplicates count once and blends not at all, because
         five hundred copies would be. 0 where a vector equals the mean, so that nothing undefined can win a ranking.
+
+        Args:
+            weights: others, of sum 1, to take the mean by.
         """
-        weights = self.groups.weights(but=[d.index for d in self.blends])
+        if weights is None:
+            weights = self.groups.weights(but=[d.index for d in self.blends])
         return _cosine(centred_by(self.cosine(), weights), floor=1e-12)
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comgrad.cli.output import AsJson, emit_json, note, say, table
+from comgrad.cli.output import AsJson, emit_json, note, say, stages, table
 
 if TYPE_CHECKING:
     from comgrad.explain.explanation import Explanation
@@ -28,6 +28,12 @@ def explain(
         str | None, typer.Option(help="What it is said to do; default: the description on its card.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base of a full checkpoint given as a path.")] = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Ask the service signed in to: among its vectors, which keeps none of it.")
+    ] = False,
+    server: Annotated[
+        str | None, typer.Option("--server", help="Address of a service; default: the one signed in to last.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a fine-tune does, from its weights, and whether that fits what it is said to do.
@@ -42,16 +48,31 @@ def explain(
       comgrad explain intent-banking
 
       comgrad explain my-adapter/ --claim "Tell whether a film review is positive or negative."
-    """
-    from comgrad.workflows.explaining import explain as run
 
-    result = run(vector, claim=claim, base=base, html=html)
+      comgrad explain my-adapter/ --remote --html report.html
+    """
+    if remote or server:
+        result = _explained_there(vector, claim, base, html, server)
+    else:
+        from comgrad.workflows.explaining import explain as run
+
+        result = run(vector, claim=claim, base=base, html=html)
     if as_json:
         emit_json(result.as_dict())
         return
     _show(result)
     if html is not None:
         say(f"\nwrote {html}")
+
+
+def _explained_there(
+    vector: str, claim: str | None, base: str | None, html: Path | None, server: str | None
+) -> Explanation:
+    from comgrad.client.client import Client
+    from comgrad.workflows.sharing import explain_remote
+
+    with Client(server) as client, stages("sending") as (update, step):
+        return explain_remote(client, vector, claim=claim, base=base, html=html, progress=update, steps=step)
 
 
 def _show(x: Explanation) -> None:

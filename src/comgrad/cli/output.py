@@ -14,6 +14,7 @@ import typer
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 PIPED_WIDTH = 200  # a file or a pager has no width of its own
 Progress = Callable[[int, int], None]
+Steps = Callable[[str, int, int], None]
 
 
 def plain(text: str) -> str:
@@ -73,18 +74,28 @@ def note(text: str) -> None:
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
     """A progress bar on stderr, shown only on a terminal; the callback takes (done, total)."""
+    with stages(what) as (update, _):
+        yield update
+
+
+@contextmanager
+def stages(what: str) -> Iterator[tuple[Progress, Steps]]:
+    """A progress bar for work in steps; the second callback takes (the step's name, its number from 0, how many)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda _done, _total: None
+        yield lambda _done, _total: None, lambda _name, _at, _of: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
 
         def update(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        yield update
+        def step(name: str, at: int, of: int) -> None:
+            bar.update(task, description=plain(name), completed=at, total=of)
+
+        yield update, step

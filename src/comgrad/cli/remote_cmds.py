@@ -74,7 +74,9 @@ def logout(
     url: Annotated[str | None, typer.Argument(metavar="[URL]", help="Default: the service signed in to last.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forget the token of a service and have it revoked.
+    """Have the token of a service revoked, and forget it here.
+
+    When the service cannot be reached the token is forgotten all the same, and it is said how to revoke it there.
 
     Example: comgrad logout
     """
@@ -85,14 +87,23 @@ def logout(
     if named is None:
         raise ComgradError("nobody", "no service is signed in to", "there is nothing to do", code="no-server")
     where = address(named, insecure=True)
-    known, revoked = signing_in.out(where)
+    result = signing_in.out(where)
     if as_json:
-        emit_json({"server": where.origin, "was_signed_in": known, "revoked": revoked})
-    elif not known:
+        emit_json({"server": where.origin, **result.as_dict()})
+    elif result.revoked:
+        say(f"signed out of {where.origin}; the token is revoked there and forgotten here")
+    elif not result.known:
         say(f"nobody was signed in to {where.origin}")
     else:
-        rest = "it is revoked" if revoked else "the service did not revoke it: do so on its page of tokens"
-        say(f"signed out of {where.origin}; the token is forgotten, and {rest}")
+        say(f"signed out of {where.origin} here; the token is forgotten, and not revoked there")
+    if result.known and not result.revoked:
+        held, error = result.credential, result.error
+        ends = f", which ends on {held.expires_at[:10]}" if held is not None and held.expires_at else ""
+        why = error.why if error is not None else ""
+        note(
+            f"note: {where.origin}: {why}. To end the token there before its time, open {where.origin}/account#tokens and "
+            f"revoke 'comgrad login'{ends}"
+        )
 
 
 def push(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -61,16 +63,23 @@ def serve(
         "open_sign_up": sign_up or None,
         "signing_key": signing_key,
     }
-    try:
+    with service_part():
         from comgrad.service.serve import serve as run
         from comgrad.service.settings import Settings
+    settings = Settings.from_environment(**{k: v for k, v in given.items() if v is not None})
+    run(settings, host=host, port=port, say=lambda text: _tell(text, open_page, as_json))
+
+
+@contextmanager
+def service_part() -> Iterator[None]:
+    """Around imports of the service: what is missing is said in one line. Raises ComgradError (`not-installed`)."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("comgrad"):
             raise
         why = f"a part of it is not installed ({error.name} is missing)"
         raise ComgradError("the service", why, "run: pip install 'comgrad[service]'", code="not-installed") from error
-    settings = Settings.from_environment(**{k: v for k, v in given.items() if v is not None})
-    run(settings, host=host, port=port, say=lambda text: _tell(text, open_page, as_json))
 
 
 def _tell(text: str, open_page: bool, as_json: bool) -> None:

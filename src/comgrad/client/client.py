@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comgrad import config
 from comgrad.client import credentials
 from comgrad.client.address import Address, address
 from comgrad.client.downloads import Downloads
-from comgrad.client.errors import Unreachable, not_trusted
+from comgrad.client.errors import not_trusted
+from comgrad.client.offers import Offers, Questions, not_here
 from comgrad.client.parcel import Part, parcel
-from comgrad.client.paths import API, quoted, vector_path
-from comgrad.client.remembered import Offer, Remembered, RemoteFile, file_of
+from comgrad.client.paths import API, quoted
+from comgrad.client.remembered import Remembered, RemoteFile, file_of
 from comgrad.client.results import Pulled, Pushed
-from comgrad.client.uploads import CHUNK, Uploads, inner
+from comgrad.client.uploads import CHUNK, Steps, Uploads, inner
 from comgrad.client.wire import Patience, Wire
-from comgrad.errors import ComgradError, NotFound
+from comgrad.errors import ComgradError
 from comgrad.weights.storage import atomic_directory, atomic_write_bytes, check_free
+
+if TYPE_CHECKING:
+    from comgrad.explain.explanation import Explanation
 
 Progress = Callable[[int, int], None]
 SIGNATURE = "model.sig"
@@ -62,7 +65,8 @@ class Client:
         folder = cache or config.downloads()
         self._wire = wire or Wire(self.where, token, patience=patience)
         self._downloads = Downloads(folder, config.copies_bytes())
-        self._remembered = Remembered(folder / "known")
+        self._ask = Questions(self._wire, offline)
+        self._offers = Offers(self._ask, Remembered(folder / "known"))
         self._uploads = Uploads(self._wire, folder / "sending")
 
     def __repr__(self) -> str:
@@ -83,19 +87,19 @@ class Client:
     # -- asking --------------------------------------------------------------------------------------------------
     def service(self) -> dict[str, Any]:
         """What the service says of itself: name, version, limits."""
-        return self._object("GET", f"{API}/service")
+        return self._ask.object("GET", f"{API}/service")
 
     def account(self) -> dict[str, Any]:
         """Who the token belongs to. Raises ComgradError (`sign-in-needed`)."""
-        return self._object("GET", f"{API}/session")
+        return self._ask.object("GET", f"{API}/session")
 
     def show(self, ref: str) -> dict[str, Any]:
         """A vector by `owner/name` or id, with its card. Raises NotFound."""
-        return inner(self._object("GET", vector_path(ref)), "vector")
+        return self._offers.vector(ref)
 
     def search(self, text: str, *, limit: int = 10, words: bool = False) -> list[dict[str, Any]]:
         """Vectors by what their descriptions mean, best first; by words alone where asked."""
-        found = self._object("POST", f"{API}/search", {"text": text, "limit": limit, "words": words}).get("items")
+        found = self._ask.object("POST", f"{API}/search", {"text": text, "limit": limit, "words": words}).get("items")
         if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
             raise not_trusted("a search", "the answer has another form: this is no comgrad service", "no-service")
         return found
@@ -119,7 +123,7 @@ class Client:
         out = Path(out)
         check_free(out)
         wanted = {"text": text, "base": base, "rank": rank, "rule": rule, "dare": dare}
-        made = self._object("POST", f"{API}/suggestions", {k: v for k, v in wanted.items() if v is not None})
+        made = self._ask.object("POST", f"{API}/suggestions", {k: v for k, v in wanted.items() if v is not None})
         files = made.get("files")
         listed = [file_of(f) for f in files if isinstance(f, dict)] if isinstance(files, list) else []
         where = f"{API}/suggestions/{quoted(str(made.get('id') or ''))}/files"
@@ -150,10 +154,6 @@ class Client:
         Raises:
             ComgradError: refused; nothing is shared. Unreachable: what arrived stays, and the same call goes on there.
         """
-        parts = parcel(source) if isinstance(source, str | Path) else list(source)
-        limits = self.service().get("limits")
-        offered = limits.get("chunk_bytes") if isinstance(limits, dict) else None
-        chunk = min(CHUNK, offered) if isinstance(offered, int) and offered > 0 else CHUNK
         request = {
             "purpose": "share",
             "owner": org,
@@ -163,10 +163,50 @@ class Client:
             "visibility": "public" if public else "private",
             "tags": list(tags),
         }
-        result = self._uploads.send(parts, request, chunk=chunk, progress=progress)
+        parts = parcel(source) if isinstance(source, str | Path) else list(source)
+        result = self._uploads.send(parts, request, chunk=self._chunk(), progress=progress)
         texts = {k: str(result.get(k) or "") for k in ("vector", "name", "digest", "status")}
         warnings = [str(w)[:500] for w in result.get("warnings") or []]
         return Pushed(texts["vector"], texts["name"], texts["digest"], texts["status"], self.where.origin, warnings)
+
+    def explain(
+        self,
+        source: str | Path | Sequence[Part],
+        *,
+        claim: str = "",
+        base: str | None = None,
+        progress: Progress | None = None,
+        steps: Steps | None = None,
+    ) -> Explanation:
+        """What a fine-tune does, by its weights, compared with what the account may read; nothing of it is kept there
+        but the report.
+
+        Args:
+            source: an adapter's or a vector's folder, or a parcel made of one.
+            claim: what it is said to do; default: the description on its card.
+            base: the base's name on the hub, where the files do not say it.
+            progress: told bytes sent; steps: told what the service is at.
+
+        Raises:
+            ComgradError: refused, in the service's words. NotTrusted: the answer is no explanation. Unreachable.
+        """
+        from comgrad.explain.explanation import Explanation
+
+        parts = parcel(source, gradient=False) if isinstance(source, str | Path) else list(source)
+        request = {"purpose": "explain", "claim": claim, "base": base}
+        result = self._uploads.send(parts, request, chunk=self._chunk(), progress=progress, steps=steps)
+        try:
+            return Explanation.from_dict(inner(result, "explanation"))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise not_trusted(
+                "an explanation", "it has another form: this is no comgrad service", "no-service"
+            ) from error
+
+    def _chunk(self) -> int:
+        """Bytes of one request: what the service takes, and no more than is sensible."""
+        limits = self.service().get("limits")
+        offered = limits.get("chunk_bytes") if isinstance(limits, dict) else None
+        return min(CHUNK, offered) if isinstance(offered, int) and offered > 0 else CHUNK
 
     # -- fetching ------------------------------------------------------------------------------------------------
     def pull(
@@ -192,18 +232,18 @@ class Client:
         """
         if out is not None:
             check_free(Path(out))
-        offer, offline = self._offer(ref, accept_change)
+        offer, offline = self._offers.meant(ref, accept_change)
         wanted = [f for f in offer.files if not only or f.name in only]
         if offline:
             local = {f.name: path for f in wanted if (path := self._downloads.here(f.sha256)) is not None}
             if len(local) < len(wanted):
-                raise _not_here(ref)
+                raise not_here(ref)
             came = 0
         else:
             came = sum(f.size for f in wanted if self._downloads.here(f.sha256) is None)
             local = self._fetched(f"{API}/vectors/{quoted(offer.id)}/files", wanted, progress)
             names = [offer.id, str(offer.vector.get("full_name") or ref), ref]
-            self._remembered.put(self.where.origin, names, offer)
+            self._offers.remember(names, offer)
         if out is not None:
             _written(Path(out), local, offer.bundle)
         return Pulled(
@@ -219,40 +259,6 @@ class Client:
             downloaded=came,
         )
 
-    def _offer(self, ref: str, accept_change: bool) -> tuple[Offer, bool]:
-        """What the reference means, and whether that is only what it meant before."""
-        before = self._remembered.get(self.where.origin, ref)
-        if self.offline:
-            if before is None:
-                raise _not_here(ref)
-            return before, True
-        try:
-            with self._wire.briefly() if before is not None else nullcontext():
-                offer = self._asked(ref)
-        except Unreachable:
-            if before is None:
-                raise
-            return before, True
-        if ref.startswith("tv-") and "/" not in ref and offer.id != ref:
-            raise not_trusted(f"'{ref}'", f"the service answers with another vector, {offer.id}", "digest-mismatch")
-        if before is not None and before.id != offer.id and not accept_change:
-            error = not_trusted(
-                f"'{ref}'", f"it was {before.id} on {before.seen[:10]} and is {offer.id} now", "changed"
-            )
-            error.remedy = f"names never change their meaning: look at both, then pull {offer.id}"
-            raise error
-        return offer, False
-
-    def _asked(self, ref: str) -> Offer:
-        vector = self.show(ref)
-        path = f"{API}/vectors/{quoted(str(vector.get('id') or ''))}"
-        files = self._object("GET", f"{path}/files").get("items")
-        try:
-            bundle = self._object("GET", f"{path}/manifest").get("signature")
-        except NotFound:
-            bundle = None  # a service without signatures
-        return Offer.of(vector, files, bundle)
-
     def _fetched(self, where: str, files: Sequence[RemoteFile], progress: Progress | None) -> dict[str, Path]:
         total, before, local = sum(f.size for f in files), 0, {}
         for f in files:
@@ -265,16 +271,6 @@ class Client:
             before += f.size
         return local
 
-    def _object(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        if self.offline:
-            raise Unreachable(
-                self.where.origin, "this client is offline", "ask again without --offline", code="offline"
-            )
-        found = self._wire.ask(method, path, body=body).json
-        if not isinstance(found, dict):
-            raise not_trusted(f"an answer of {self.where.origin}", "it is no comgrad service", "no-service")
-        return found
-
 
 def _where(server: str | None, insecure: bool) -> Address:
     named = server or credentials.current()
@@ -282,12 +278,6 @@ def _where(server: str | None, insecure: bool) -> Address:
         why = "nobody is signed in to a service, and COMGRAD_SERVER is not set"
         raise ComgradError("no service", why, "sign in with: comgrad login URL", code="no-server")
     return address(named, insecure=insecure)
-
-
-def _not_here(ref: str) -> NotFound:
-    return NotFound(
-        f"'{ref}'", "the service is not asked, and it was not pulled before", "pull it while online", code="not-cached"
-    )
 
 
 def _written(out: Path, local: Mapping[str, Path], bundle: Mapping[str, Any] | None) -> None:

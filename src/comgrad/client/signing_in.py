@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -75,22 +76,50 @@ def first_start(where: Address, secret: str, handle: str, password: str, *, wire
         open_wire.ask("POST", f"{API}/first-start", body=body, repeatable=False)
 
 
-def out(where: Address, *, wire: Wire | None = None) -> tuple[bool, bool]:
-    """Forget the token of an address; whether there was one, and whether the service has revoked it."""
+@dataclass(frozen=True)
+class SignedOut:
+    """What became of a token: it is forgotten here in any case.
+
+    Args:
+        known: whether there was one.
+        revoked: whether the service has ended it; otherwise `error` says why not, and it works until it ends by itself.
+    """
+
+    known: bool
+    revoked: bool
+    credential: Credential | None = None
+    error: ComgradError | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "was_signed_in": self.known,
+            "revoked": self.revoked,
+            "error": None if self.error is None else self.error.as_dict(),
+        }
+
+
+def out(where: Address, *, wire: Wire | None = None) -> SignedOut:
+    """Have the service revoke the token of an address, and forget it here whatever comes of that. Raises StorageError."""
     held = credentials.found(where)
-    revoked = held is not None and _revoked(wire or Wire(where, held.token))
-    return credentials.forget(where), revoked
+    if held is None:
+        return SignedOut(False, False)
+    error = _revoked(wire or Wire(where, held.token))
+    credentials.forget(where)
+    return SignedOut(True, error is None, held, error)
 
 
-def _revoked(wire: Wire) -> bool:
-    """Ask the service to end the token, and look whether it did."""
-    with closing(wire), suppress(ComgradError):
-        wire.ask("DELETE", f"{API}/session")
+def _revoked(wire: Wire) -> ComgradError | None:
+    """Ask the service to end the token, and look whether it did; what was in the way."""
+    with closing(wire), wire.briefly():
         try:
+            wire.ask("DELETE", f"{API}/session")
             wire.ask("GET", f"{API}/session")
         except Remote as error:
-            return error.status == 401
-    return False
+            return None if error.status == 401 else error  # one that was over already is over too
+        except ComgradError as error:
+            return error
+    return Remote(wire.where.origin, "it signed out and still takes the token", "revoke it there", code="not-revoked")
 
 
 def _once(wire: Wire, method: str, path: str) -> Answer:

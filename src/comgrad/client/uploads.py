@@ -19,10 +19,11 @@ from comgrad.errors import ComgradError, FileRefused
 from comgrad.weights.storage import atomic_write_bytes
 
 Progress = Callable[[int, int], None]
+Steps = Callable[[str, int, int], None]
 CHUNK = 4 << 20
 _ID = re.compile(r"[A-Za-z0-9_\-]{1,100}")
 _OTHER = frozenset({409})
-_WAIT = 20.0
+_WAIT, _LOOK = 20.0, 1.0  # seconds that one question waits; shorter where somebody looks on
 
 
 class Uploads:
@@ -38,13 +39,20 @@ class Uploads:
         self._folder = folder
 
     def send(
-        self, parts: Sequence[Part], request: Mapping[str, Any], *, chunk: int = CHUNK, progress: Progress | None = None
+        self,
+        parts: Sequence[Part],
+        request: Mapping[str, Any],
+        *,
+        chunk: int = CHUNK,
+        progress: Progress | None = None,
+        steps: Steps | None = None,
     ) -> dict[str, Any]:
-        """Send a parcel and wait until the service has taken it in; the job's result.
+        """Send a parcel and wait until the service's job over it is done; the job's result.
 
         Args:
             request: what the upload is for, without its parts.
             chunk: bytes in one request at most.
+            progress: told bytes; steps: told the job's step, the step's number, and how many there are.
 
         Raises:
             ComgradError: refused, with the service's words; Unreachable. What arrived stays there for the next try.
@@ -54,13 +62,15 @@ class Uploads:
         upload = self._known(note) or self._begin(body, note)
         identity = _identity(upload.get("id"), "the upload")
         try:
-            if upload.get("state") == "open":
-                self._parts(identity, parts, upload, chunk, progress)
-            result = self._taken_in(identity)
+            with self._wire.persistently():  # a service that is restarted meanwhile is waited for
+                if upload.get("state") == "open":
+                    self._parts(identity, parts, upload, chunk, progress)
+                result = self._taken_in(identity, steps)
         except Unreachable:
             raise  # what arrived is there for the next try
-        except ComgradError:
-            note.unlink(missing_ok=True)
+        except ComgradError as error:
+            if not (isinstance(error, Remote) and error.status >= 500):  # a full disk, say: it may have room tomorrow
+                note.unlink(missing_ok=True)
             raise
         note.unlink(missing_ok=True)
         return result
@@ -100,15 +110,26 @@ class Uploads:
             before += part.size
 
     # -- the end -------------------------------------------------------------------------------------------------
-    def _taken_in(self, upload: str) -> dict[str, Any]:
-        answer = self._wire.ask("POST", f"{API}/uploads/{upload}/complete", params={"wait": _WAIT})
+    def _taken_in(self, upload: str, steps: Steps | None) -> dict[str, Any]:
+        wait = _WAIT if steps is None else _LOOK
+        answer = self._wire.ask("POST", f"{API}/uploads/{upload}/complete", params={"wait": wait})
         job = inner(answer.json, "job")
         identity = _identity(job.get("id"), "the job")
         while job.get("state") in ("queued", "running"):
-            job = inner(self._wire.ask("GET", f"{API}/jobs/{identity}", params={"wait": _WAIT}).json, "job")
+            if steps is not None:
+                steps(*_step(job))
+            job = inner(self._wire.ask("GET", f"{API}/jobs/{identity}", params={"wait": wait}).json, "job")
         if job.get("state") == "done":
             return inner(job, "result")
         raise _failed(job)
+
+
+def _step(job: Mapping[str, Any]) -> tuple[str, int, int]:
+    """The step that a job is at, its number from 0, and how many there are."""
+    listed = [s for s in job.get("steps") or [] if isinstance(s, dict)]
+    at = next((i for i, s in enumerate(listed) if s.get("state") == "running"), 0)
+    name = str(job.get("step") or "waiting")[:40]
+    return name, at, len(listed)
 
 
 class _Sending:

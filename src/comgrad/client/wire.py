@@ -26,6 +26,7 @@ MOST_JSON = 64 << 20
 _LATER = frozenset({408, 429, 502, 503, 504})
 _NOT_DONE = frozenset({429, 503})  # refused before anything was done, so that even a POST may be sent again
 _LONGEST_WAIT = 3600.0
+PERSISTENT = 8  # times the usual attempts
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,16 @@ class Wire:
         """Try twice at most: where there is something to fall back on."""
         usual = self.patience
         self.patience = replace(usual, attempts=min(2, usual.attempts))
+        try:
+            yield
+        finally:
+            self.patience = usual
+
+    @contextmanager
+    def persistently(self) -> Iterator[None]:
+        """Try as long as the patience lasts, however often: where something was begun that is to be ended."""
+        usual = self.patience
+        self.patience = replace(usual, attempts=PERSISTENT * usual.attempts)
         try:
             yield
         finally:

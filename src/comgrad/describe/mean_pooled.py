@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from comgrad.errors import FileRefused
 from comgrad.weights.reader import open_checkpoint
 
 MODULES = ("Transformer", "Pooling", "Normalize")
@@ -39,19 +40,28 @@ class MeanPooledBert:
 
         self.name, self.digest = name, digest
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the library has no class of its own for it
+            raise _damaged(path / "tokenizer.json", "it is no tokenizer") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_longest(path))
         self._model = _Bert.load(path).eval().to(self._device)
 
     @staticmethod
     def reads(path: Path) -> bool:
-        """Whether the folder says that it is of this build; everything else is for sentence-transformers itself."""
-        parts = _json(path / "modules.json")
+        """Whether the folder says that it is of this build; everything else is for sentence-transformers itself.
+
+        Raises:
+            FileRefused: (`encoder-damaged`) one of its files is no JSON, or of another form.
+        """
+        parts = _json(path / "modules.json", list)
         pooling = _json(path / "1_Pooling" / "config.json")
         config = _json(path / "config.json")
-        if not isinstance(parts, list) or not isinstance(pooling, dict) or not isinstance(config, dict):
+        if parts is None or pooling is None or config is None:
             return False
+        if not all(isinstance(p, dict) for p in parts):
+            raise _damaged(path / "modules.json", "it is no list of modules")
         said = {**(_json(path / "sentence_bert_config.json") or {}), **(_json(path / FURTHER) or {})}
         modes = {k for k, v in pooling.items() if k.startswith("pooling_mode") and v not in (False, None)}
         return (
@@ -106,8 +116,13 @@ class _Bert(nn.Module):
     @classmethod
     def load(cls, path: Path) -> _Bert:
         """The model with the folder's weights, in fp32."""
-        config = _json(path / "config.json")
-        model = cls(config)
+        config = _json(path / "config.json") or {}
+        try:
+            model = cls(config)
+        except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise _damaged(
+                path / "config.json", f"no model can be made of it ({type(error).__name__}: {error})"
+            ) from error
         with open_checkpoint(path) as held:
             prefix = "" if "embeddings.word_embeddings.weight" in held.names else "bert."
             state = _renamed(lambda n: held.get(prefix + n).float(), config["num_hidden_layers"])
@@ -140,11 +155,27 @@ def _renamed(get: Any, layers: int) -> dict[str, Tensor]:
 
 
 def _longest(path: Path) -> int:
-    said = _json(path / "sentence_bert_config.json")
-    length = said.get("max_seq_length") if isinstance(said, dict) else None
-    positions = int(_json(path / "config.json").get("max_position_embeddings", LONGEST))
-    return min(int(length or LONGEST), positions)
+    length = (_json(path / "sentence_bert_config.json") or {}).get("max_seq_length")
+    positions = (_json(path / "config.json") or {}).get("max_position_embeddings", LONGEST)
+    try:
+        return min(int(length or LONGEST), int(positions))
+    except (TypeError, ValueError) as error:
+        raise _damaged(path, "the lengths that it names are no numbers") from error
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _json(path: Path, kind: type = dict) -> Any:
+    """What the JSON file holds, None where there is none. Raises FileRefused (`encoder-damaged`)."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise _damaged(path, "it cannot be read as JSON") from error
+    if not isinstance(found, kind):
+        raise _damaged(path, f"it holds no {'object' if kind is dict else 'list'}")
+    return found
+
+
+def _damaged(path: Path, why: str) -> FileRefused:
+    remedy = "the model's download is damaged: delete its folder and fetch the model again"
+    return FileRefused(f"the text encoder's '{path}'", why, remedy, code="encoder-damaged")

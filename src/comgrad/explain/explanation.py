@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Verdict = Literal["consistent", "unexplained", "suspicious", "refused"]
 Weight = Literal["fine", "note", "warning"]
@@ -172,6 +173,38 @@ class Explanation:
         """For JSON: plain values, None for what has no value."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Explanation:
+        """What `as_dict` wrote, perhaps on another machine: every value is checked. Raises ValueError, TypeError."""
+        made = _typed(value, cls)
+        assert isinstance(made, cls)
+        return made
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """The plain value as one of that annotated type; None where a figure had no value. Raises ValueError, TypeError."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else _typed(value, next(k for k in inside if k is not NoneType))
+    if origin is Literal:
+        if value in inside:
+            return value
+    elif origin is tuple:
+        items = value if isinstance(value, list | tuple) else None
+        if items is not None and inside[-1] is Ellipsis:
+            return tuple(_typed(v, inside[0]) for v in items)
+        if items is not None and len(items) == len(inside):
+            return tuple(_typed(v, k) for v, k in zip(items, inside, strict=True))
+    elif is_dataclass(kind) and isinstance(kind, type):
+        if isinstance(value, dict):
+            types = get_type_hints(kind)
+            return kind(**{k: _typed(v, types[k]) for k, v in value.items() if k in types})
+    elif kind is float and (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
+        return math.nan if value is None else float(value)
+    elif type(value) is kind:
+        return value
+    raise ValueError(f"no {kind}: {str(value)[:60]!a}")
 
 
 def _plain(value: Any) -> Any:

@@ -211,11 +211,6 @@ class Catalogue:
         """Raise ComgradError (`registry-not-empty`) when there is any row."""
         self.read(lambda connection: check_empty(connection, self._what))
 
-    def active(self, identities: Sequence[str]) -> set[str]:
-        """Those of the ids that are active."""
-        found = self.read(lambda connection: rows_by_id(connection, identities))
-        return {identity for identity, row in found.items() if row.state == "active"}
-
     def check_free(self, name: str, digest: str) -> None:
         """Raise NameTaken when the name belongs, or once belonged, to other bytes."""
         self.read(lambda connection: check_free(connection, name, digest))

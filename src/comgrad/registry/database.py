@@ -32,7 +32,7 @@ def sqlite_engine(path: Path, *, read_only: bool) -> Engine:
     """
     if read_only:
         return _with_begin(create_engine("sqlite://", creator=lambda: _connect_read_only(path), poolclass=NullPool))
-    engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=QueuePool, pool_size=4)
+    engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=QueuePool, pool_size=16)
     return _with_begin(engine)
 
 

@@ -15,7 +15,6 @@ from comgrad import config
 from comgrad.errors import ComgradError, NotFound, StorageError
 from comgrad.registry import database, disk
 from comgrad.registry.blobs import BlobStore, FolderBlobs
-from comgrad.registry.nearest import DescriptionIndex, FileIndex
 
 FORMAT = 1
 MARKER = "registry.json"
@@ -38,9 +37,6 @@ class Place(Protocol):
 
     def open(self, *, read_only: bool) -> Engine:
         """The database, with the current schema; made or upgraded unless read-only. Raises StorageError, NotFound."""
-
-    def index(self, engine: Engine) -> DescriptionIndex:
-        """Where the vectors of descriptions are kept."""
 
     def close(self) -> None:
         """Close what is open."""
@@ -99,11 +95,6 @@ class FolderPlace:
     def reconciled(self, engine: Engine) -> None:
         """Nothing to note."""
         del engine
-
-    def index(self, engine: Engine) -> DescriptionIndex:
-        """A file of derived data in the cache folder."""
-        del engine
-        return FileIndex(self.cache_dir, self.what)
 
     def open(self, *, read_only: bool) -> Engine:
         """The SQLite file. Raises as `Place.open`; (`registry-damaged`) when the catalogue is lost."""

@@ -109,7 +109,7 @@ def patiently(work: Callable[[], Result], seconds: float = PATIENCE_SECONDS) -> 
     return attempts(work)
 
 
-_OWNER = "make it the owner of the database, and let an administrator run CREATE EXTENSION vector there"
+_OWNER = "make it the owner of the database"
 _ERRORS: dict[str, tuple[str, str, str]] = {
     "40001": (_CONFLICT, "another transaction changed the same rows", "try again"),
     "40P01": (_CONFLICT, "two transactions waited for one another", "try again"),
@@ -124,8 +124,8 @@ _ERRORS: dict[str, tuple[str, str, str]] = {
     "58030": ("storage", "the database's disk reported an error", "check that disk, then try again"),
     "XX001": ("database-damaged", "its pages are damaged", "restore it from a backup"),
     "XX002": ("database-damaged", "an index is damaged", "REINDEX DATABASE, or restore it from a backup"),
-    "0A000": ("database-unsuitable", "the database lacks something needed", "install pgvector on the server"),
-    "58P01": ("database-unsuitable", "a file of the database's software is missing", "install pgvector on the server"),
+    "0A000": ("database-unsuitable", "the database lacks something needed", "use PostgreSQL 13 or newer"),
+    "58P01": ("database-unsuitable", "a file of the database's software is missing", "install the server anew"),
 }
 _AWAY_CLASSES = ("08", "57P0", "57P05")  # connection errors; shut down, crashed, starting; ended when idle
 

@@ -47,9 +47,10 @@ def scores(query: Sequence[str], documents: Sequence[str], total: int) -> list[f
     1, or less in proportion for a field with more distinct words than a task needs: a card that holds every word there is
     would be found by every query.
     """
-    split = [[_Field(line) for line in text.split("\n")] for text in documents]
+    split = [[f" {line} " for line in text.split("\n")] for text in documents]
     result = [0.0] * len(documents)
-    for term in query:
+    for word in query:
+        term = _Term(word)
         found = [_score(term, fields) for fields in split]
         count = sum(1 for score in found if score)
         if count:
@@ -58,27 +59,25 @@ def scores(query: Sequence[str], documents: Sequence[str], total: int) -> list[f
     return result
 
 
-class _Field:
-    """The distinct words of a field, by their stems: a card with thousands of words must not make searching slow."""
+class _Term:
+    """A word of a query as what is looked for in a field, with spaces around each word: thousands of fields are never
+    taken apart."""
 
-    def __init__(self, line: str) -> None:
-        found = set(line.split())
-        self.count = len(found)
-        self._by_stem: dict[str, set[str]] = {}
-        for word in found:
-            self._by_stem.setdefault(stem(word), set()).add(word)
+    def __init__(self, word: str) -> None:
+        self._whole = f" {word} "
+        longer = len(word) >= 4
+        self._begun = [f" {word}", *(f" {word[:n]} " for n in range(4, len(word)))] if longer else []
 
-    def match(self, term: str) -> float:
-        near = self._by_stem.get(stem(term), ())
-        if term in near:
+    def match(self, line: str) -> float:
+        if self._whole in line:
             return 1.0
-        if len(term) < 4:
-            return 0.0
-        return 0.6 if any(word.startswith(term) or term.startswith(word) for word in near) else 0.0
+        return 0.6 if any(part in line for part in self._begun) else 0.0
 
 
-def _score(term: str, fields: list[_Field]) -> float:
-    return sum(
-        weight * min(1.0, room / max(field.count, 1)) * field.match(term)
-        for weight, room, field in zip(_FIELD_WEIGHTS, _ROOM, fields, strict=False)
-    )
+def _score(term: _Term, fields: list[str]) -> float:
+    out = 0.0
+    for weight, room, line in zip(_FIELD_WEIGHTS, _ROOM, fields, strict=False):
+        match = term.match(line)
+        if match:
+            out += weight * min(1.0, room / max(len(set(line.split())), 1)) * match
+    return out

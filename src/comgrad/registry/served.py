@@ -19,10 +19,8 @@ from comgrad.errors import NotFound, StorageError
 from comgrad.registry import database, disk, objects, postgres
 from comgrad.registry.copies import LIMIT_BYTES, LocalCopies
 from comgrad.registry.models import vectors
-from comgrad.registry.nearest import DescriptionIndex
 from comgrad.registry.places import MARKER, check_marker, current, marker
 from comgrad.registry.s3 import PART_BYTES, S3Blobs
-from comgrad.registry.served_nearest import PgVectorIndex
 from comgrad.registry.served_tables import REVISIONS
 from comgrad.registry.served_tables import registry as identity_table
 
@@ -71,10 +69,6 @@ class ServedPlace:
     def close(self) -> None:
         """Close the object store's connections."""
         self.blobs.close()
-
-    def index(self, engine: Engine) -> DescriptionIndex:
-        """A column of pgvector's type."""
-        return PgVectorIndex(engine, self.what)
 
     # -- opening -------------------------------------------------------------------------------------------------
     def open(self, *, read_only: bool) -> Engine:

@@ -1,11 +1,10 @@
-"""The tables that only a registry on PostgreSQL has: who it is, and the vectors of its descriptions."""
+"""The table that only a registry on PostgreSQL has: who it is."""
 
 from __future__ import annotations
 
-from pgvector.sqlalchemy import VECTOR
-from sqlalchemy import Column, ForeignKey, MetaData, String, Table, Text
+from sqlalchemy import Column, MetaData, String, Table
 
-from comgrad.registry.models import UtcDateTime, vectors
+from comgrad.registry.models import UtcDateTime
 
 # Append only: the revisions of migrations_served, oldest first.
 REVISIONS = ("s0001",)
@@ -18,12 +17,4 @@ registry = Table(
     Column("id", String(40), primary_key=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("reconciled_at", UtcDateTime),
-)
-
-description_vectors = Table(
-    "description_vectors",
-    metadata,
-    Column("vector_id", String(40), ForeignKey(vectors.c.id), primary_key=True),
-    Column("model", Text, primary_key=True),
-    Column("numbers", VECTOR(), nullable=False),
 )

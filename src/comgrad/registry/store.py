@@ -9,7 +9,7 @@ other, and no further lock is needed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from io import BufferedReader
 from itertools import count
@@ -18,14 +18,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from comgrad.errors import ComgradError, FileRefused, NotFound, StorageError
-from comgrad.registry import health, nearest
+from comgrad.registry import health
 from comgrad.registry.blobs import Source
 from comgrad.registry.catalogue import Catalogue
 from comgrad.registry.database import repeated
 from comgrad.registry.gradients import Attached, GradientEntry, GradientRecord
 from comgrad.registry.models import AddResult, AuditReport, Entry, Facts, Hit, Reconciled, Record
 from comgrad.registry.names import checked_name
-from comgrad.registry.nearest import Near
 from comgrad.registry.places import FolderPlace, Place
 from comgrad.registry.rows import removed
 from comgrad.registry.writer import Writer
@@ -59,7 +58,6 @@ class Store:
         self.cache_dir = self.place.cache_dir
         self._engine = self.place.open(read_only=self.read_only)
         self.catalogue = Catalogue(self._engine, self._what)
-        self._descriptions = self.place.index(self._engine)
         try:
             due = not self.read_only and self.place.due(self._engine, grace)
             self.opening = self.reconcile(grace=grace) if due else Reconciled()
@@ -72,7 +70,6 @@ class Store:
 
     def close(self) -> None:
         """Close the database; the store is not used afterwards."""
-        self._descriptions.close()
         self.place.close()
         self.catalogue.close()
 
@@ -112,8 +109,6 @@ class Store:
         if known is None:  # refused before anything is written
             name = checked_name(name)
             self.catalogue.check_free(name, digest)
-        elif known.state == "removed":
-            self._descriptions.forget([known.id])  # it comes back with a new description
         return self._stored(entry, name, digest, restore)
 
     def _stored(self, entry: Entry, name: str, digest: str, restore: bool) -> AddResult:
@@ -176,7 +171,6 @@ class Store:
             return rows.remove(found.id, reason, at=began), rows.detach(found.id)
 
         gone, gradient = self.catalogue.write(tombstone)
-        self._descriptions.forget([found.id])
         for digest in (found.digest, gradient):
             if digest is not None:
                 health.collect(self.blobs, self.catalogue, digest)
@@ -279,55 +273,6 @@ class Store:
             raise StorageError(what, "it is missing", remedy, code="blob-missing") from error
         except FileRefused as error:
             raise StorageError(what, error.why, remedy, code="blob-linked") from error
-
-    # -- descriptions --------------------------------------------------------------------------------------------
-    def keep_descriptions(self, vectors: Mapping[str, Any], *, model: str = "") -> None:
-        """Keep the text encoder's vectors of descriptions, by id; they go when the task vector is removed.
-
-        Args:
-            vectors: id → (d,) finite numbers, not all zero.
-            model: what made them; only vectors of one model are compared.
-
-        Raises:
-            NotFound: no active vector of that id. ComgradError: (`bad-vector`) no direction, or another length.
-            StorageError: the disk or the database cannot do it.
-        """
-        self._must_write()
-        rows = {
-            self.get(key).id: nearest.checked(v, f"the description's vector of '{key}'") for key, v in vectors.items()
-        }
-        self._descriptions.put(model, rows)
-
-    def described(self, *, model: str = "") -> set[str]:
-        """The ids whose description's vector is kept."""
-        return self._descriptions.ids(model)
-
-    def nearest_descriptions(
-        self, vector: Any, k: int = 10, *, allowed: Collection[str] | None = None, model: str = ""
-    ) -> Sequence[Near]:
-        """The k descriptions nearest to a vector by cosine, best first; equal ones in the order of their ids.
-
-        score(v, e) = ⟨v, e⟩ / (‖v‖ ‖e‖), in 64-bit arithmetic of the 32-bit numbers that are kept.
-
-        Args:
-            vector: (d,) numbers of the same model.
-            allowed: only these ids (those a user may see, say); None is all.
-
-        Raises:
-            ComgradError: (`bad-vector`) no direction, or another length than what is kept.
-        """
-        wanted = nearest.checked(vector, "the vector to look for")
-        while k > 0 and (allowed is None or allowed):
-            ids, rows = self._descriptions.candidates(model, wanted, k, allowed)
-            found = nearest.ranked(wanted, ids, rows, k)
-            gone = {near.id for near in found} - self.catalogue.active([near.id for near in found])
-            if not gone:
-                return found
-            if self.read_only:
-                allowed = (set(self._descriptions.ids(model)) if allowed is None else set(allowed)) - gone
-            else:  # a kill came between a removal and this
-                self._descriptions.forget(gone)
-        return []
 
     # -- health --------------------------------------------------------------------------------------------------
     def reconcile(self, *, grace: float = GRACE_SECONDS) -> Reconciled:

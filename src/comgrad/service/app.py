@@ -13,14 +13,16 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from comgrad.errors import ComgradError
 from comgrad.service.api import people, questions, uploads, vectors
-from comgrad.service.auth.http import Who
+from comgrad.service.api.answers import REFUSED
+from comgrad.service.auth.http import Who, principal
 from comgrad.service.core import Service, service_of
-from comgrad.service.errors import Forbidden, TooMany, status_of
+from comgrad.service.errors import Forbidden, TooMany, outward, status_of
 from comgrad.service.settings import Settings
 from comgrad.service.web.answers import Json
 from comgrad.service.web.guard import Guard
@@ -66,9 +68,8 @@ def create_app(settings: Settings, *, registry: Registry | None = None) -> FastA
     app.add_middleware(Guard, settings=settings, metrics=lambda: app.state.metrics)
     _errors(app)
     app.include_router(_site())
-    for module in (people, vectors, questions, uploads):
-        app.include_router(module.router, prefix=API)
-    app.include_router(_about(), prefix=API)
+    for router in (people.router, vectors.router, questions.router, uploads.router, _about()):
+        app.include_router(router, prefix=API, responses=REFUSED)
     if settings.pages:
         from comgrad.service import pages
 
@@ -94,13 +95,13 @@ def _site() -> APIRouter:
         """Whether the process answers."""
         return {"ok": True}
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses={503: {"description": "Not yet"}})
     def ready(request: Request) -> Response:
         """Whether it can do its work: 503 until then."""
         parts = service_of(request).ready()
         return Json({"ok": all(parts.values()), "parts": parts}, 200 if all(parts.values()) else 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse, responses={403: {"description": "Refused"}})
     def metrics(request: Request) -> Response:
         """Figures for Prometheus; from this machine, or with the token that the settings name."""
         token = service_of(request).settings.metrics_token
@@ -165,7 +166,7 @@ def _errors(app: FastAPI) -> None:
         status = status_of(error)
         if status >= 500:
             log.error("storage", extra={"code": error.code, "why": str(error)})
-        return answer(request, error, status)
+        return answer(request, outward(error), status)
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
@@ -185,8 +186,11 @@ def _errors(app: FastAPI) -> None:
             405: ("method", "this address takes other methods"),
         }
         code, why = words.get(error.status_code, ("http", str(error.detail)[:200]))
-        made = answer(
-            request, ComgradError("the request", why, "see the API's description", code=code), error.status_code
-        )
+        what, remedy = "the request", "see the API's description"
+        if not request.url.path.startswith("/api/") and error.status_code in words:
+            with contextlib.suppress(ComgradError):
+                request.state.who = await principal(request)  # no route was reached that asks
+            what, remedy = f"'{request.url.path[:100]}'", "check the address, search the catalogue, or start over"
+        made = answer(request, ComgradError(what, why, remedy, code=code), error.status_code)
         made.headers.update(error.headers or {})
         return made

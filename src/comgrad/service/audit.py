@@ -8,6 +8,8 @@ from comgrad.service.auth.identity import Principal
 from comgrad.service.store import trail
 from comgrad.service.store.database import Database, Rows
 
+SERVICE = "(service)"  # what the service does by itself; no handle looks like this
+
 
 class Audit:
     """The log over the service's database. Values are data: no line of text is ever made of them."""

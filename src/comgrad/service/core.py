@@ -12,7 +12,10 @@ from comgrad.errors import ComgradError
 from comgrad.registry import disk
 from comgrad.service.audit import Audit
 from comgrad.service.auth.accounts import Accounts
+from comgrad.service.auth.guessing import Guesses
 from comgrad.service.auth.organisations import Organisations
+from comgrad.service.auth.recovery import Recovery
+from comgrad.service.auth.sessions import Sessions
 from comgrad.service.auth.tokens import Tokens
 from comgrad.service.files import FileInfo, Files
 from comgrad.service.insight import Insight
@@ -20,6 +23,8 @@ from comgrad.service.jobs.admission import STEPS, Admission
 from comgrad.service.jobs.analysis import Analysis
 from comgrad.service.jobs.runner import Jobs, Kind
 from comgrad.service.listings import Listings
+from comgrad.service.nearness import Nearness
+from comgrad.service.reaping import Reaper
 from comgrad.service.scopes import Scopes
 from comgrad.service.settings import Settings
 from comgrad.service.store import people, things, work
@@ -53,15 +58,19 @@ class Service:
         self.registry = registry or opened(settings)
         self.database = Database(settings.folder, settings.database)
         self.audit = Audit(self.database)
-        self.accounts = Accounts(self.database, settings, self.audit)
+        guesses = Guesses(self.database)
+        self.accounts = Accounts(self.database, settings, self.audit, guesses)
+        self.sessions = Sessions(self.database, settings, self.audit, guesses)
+        self.recovery = Recovery(self.database, self.audit, guesses)
         self.tokens = Tokens(self.database, self.audit)
         self.organisations = Organisations(self.database, self.audit)
         self.scopes = Scopes(self.database, self.registry, settings)
         self.files = Files(self.registry.store, settings.folder / "peft")
         self.listings = Listings(self.database, self.scopes, self.files, self.audit)
         self.jobs = Jobs(self.database, settings)
-        self.uploads = Uploads(self.database, settings, self.jobs, self.audit)
-        self.insight = Insight(self.scopes, self.listings, settings)
+        self.uploads = Uploads(self.database, settings, self.jobs)
+        self.nearness = Nearness(self.scopes.geometry, settings)
+        self.insight = Insight(self.scopes, self.listings, self.nearness, settings)
         self.signer: Callable[[list[FileInfo]], dict[str, Any]] | None = None  # signs the manifest of a vector's files
         if settings.signing_key is not None:
             from comgrad.workflows.signing import signer  # its libraries are large; most sites sign nothing
@@ -74,17 +83,18 @@ class Service:
 
     def _register(self) -> None:
         admission = Admission(self.database, self.registry, self.uploads, self.jobs, self.audit)
-        analysis = Analysis(self.database, self.scopes, self.uploads, self.jobs, self.settings)
+        analysis = Analysis(self.database, self.scopes, self.nearness, self.uploads, self.jobs, self.settings)
+        self.reaper = reaper = Reaper(self.database, self.registry.store, self.uploads, self.audit, self.settings)
         self.jobs.register(
             {
-                "admit": Kind(STEPS, admission, 10),
-                "explain": Kind(("read", "compare", "explain"), analysis.explain, 5, analysis.explained),
+                "admit": Kind(STEPS, admission, 10, failed=reaper.failed),
+                "explain": Kind(("read", "compare", "explain"), analysis.explain, 5, analysis.explained, reaper.failed),
                 "relate": Kind(("describe", "relate"), analysis.relate, 0),
                 "screen": Kind(("screen",), analysis.screen, -5),
             }
         )
-        self.jobs.each_minute(self.uploads.reap)
-        self.jobs.each_minute(self.insight.reap)
+        self.jobs.each_minute(reaper.reap)
+        self.jobs.each_minute(self.insight.suggestions.reap)
 
     # -- life ----------------------------------------------------------------------------------------------------
     def start(self) -> None:

@@ -69,7 +69,13 @@ class BadRange(ComgradError):
     default_code = "range"
 
 
-_BY_CODE = {"removed": 410, "disk-full": 507, "locked": 503, "ambiguous": 409, "method": 405, "bad-request": 400}
+_BY_CODE = {"removed": 410, "disk-full": 507, "ambiguous": 409, "method": 405, "bad-request": 400}
+_BY_CODE |= {"unavailable": 503, "locked": 503}  # a database that is away or busy: the same may succeed soon
+_STORAGE = {
+    "disk-full": "the service's disk is full; nothing half-written was kept",
+    "unavailable": "the service's database or object store does not answer",
+    "locked": "the service's database is busy",
+}
 _BY_KIND: tuple[tuple[type[ComgradError], int], ...] = (
     (SignInNeeded, 401),
     (Forbidden, 403),
@@ -89,9 +95,20 @@ _BY_KIND: tuple[tuple[type[ComgradError], int], ...] = (
 
 def status_of(error: ComgradError) -> int:
     """The HTTP status of an error; 422 for what is refused for its content."""
+    if isinstance(error, StorageError) and error.code == "conflict":
+        return 503  # two transactions collided
     if error.code in _BY_CODE:
         return _BY_CODE[error.code]
     return next((status for kind, status in _BY_KIND if isinstance(error, kind)), 422)
+
+
+def outward(error: ComgradError) -> ComgradError:
+    """The error as a stranger may read it: what disks and databases say holds paths and addresses of the server."""
+    if not isinstance(error, StorageError):
+        return error
+    why = _STORAGE.get(error.code, "the service could not read or write what it keeps")
+    remedy = "try again later; tell the site's administrators if it stays"
+    return StorageError("the request", why, remedy, code=error.code)
 
 
 def sign_in(given: str = "a request by nobody") -> SignInNeeded:

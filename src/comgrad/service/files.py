@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comgrad.errors import ComgradError, NotFound
+from comgrad.errors import ComgradError, NotFound, StorageError
 from comgrad.registry.store import Store
 from comgrad.service.modelcard import model_card
 from comgrad.service.vectors import Listing
-from comgrad.weights.storage import atomic_directory, atomic_write_bytes
+from comgrad.weights.storage import atomic_directory
 
+MOST = 100_000
 CONTAINER = "vector.safetensors"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 CARD = "task_card.json"
 README = "README.md"
+OWN = (CONTAINER, CARD, README)  # what every vector has
 MEDIA = {
     CONTAINER: "application/octet-stream",
     WEIGHTS: "application/octet-stream",
@@ -62,7 +64,8 @@ class Files:
     def __init__(self, store: Store, cache: Path) -> None:
         self._store = store
         self._cache = cache
-        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in range(16)]  # one for all would make every page wait for one vector
+        self._none: OrderedDict[str, None] = OrderedDict()  # vectors that an adapter cannot hold: they never change
 
     def of(self, listing: Listing) -> list[FileInfo]:
         """The files of a vector; without the PEFT folder where LoRA cannot hold it. Raises StorageError."""
@@ -70,7 +73,9 @@ class Files:
 
     def open(self, listing: Listing, name: str) -> Opened:
         """One of them. Raises NotFound, StorageError."""
-        if name not in self._names(listing):
+        if name not in OWN and name not in self._names(
+            listing
+        ):  # those need no folder, so a full disk stops none of them
             raise NotFound(f"the file {name[:80]!a}", "this vector has none of that name", "see its list of files")
         return self._opened(listing, name)
 
@@ -79,8 +84,7 @@ class Files:
         shutil.rmtree(self._cache / vector_id, ignore_errors=True)
 
     def _names(self, listing: Listing) -> list[str]:
-        own = [CONTAINER, CARD, README]
-        return own if self._peft(listing) is None else [CONTAINER, WEIGHTS, CONFIG, CARD, README]
+        return list(OWN) if self._peft(listing) is None else [CONTAINER, WEIGHTS, CONFIG, CARD, README]
 
     def _opened(self, listing: Listing, name: str) -> Opened:
         if name == CONTAINER:
@@ -99,28 +103,38 @@ class Files:
         if listing.entry.kind != "lowrank":
             return None
         folder = self._cache / listing.id
+        if listing.id in self._none:
+            return None
         if not (folder / f"{WEIGHTS}.sha256").exists():
-            with self._lock:
+            with self._locks[hash(listing.id) % len(self._locks)]:
                 if not (folder / f"{WEIGHTS}.sha256").exists():
                     try:
                         self._write(listing, folder)
                     except ComgradError as error:
                         if not error.code.startswith("peft-write"):
                             raise
+                        self._none[listing.id] = None
+                        while len(self._none) > MOST:
+                            self._none.popitem(last=False)
                         return None
         return folder
 
     def _write(self, listing: Listing, folder: Path) -> None:
+        """Make the folder. Another process may do the same: both write the same bytes, and each puts a whole folder in
+        the place of what is there in one step, so that whoever reads meets one of the two."""
         from comgrad.vectors.peft_write import write_peft
 
-        shutil.rmtree(folder, ignore_errors=True)
-        with atomic_directory(folder) as made:
-            write_peft(listing.entry.vector(), made / "peft")
-            for name in (WEIGHTS, CONFIG):
-                (made / "peft" / name).rename(made / name)
-                digest = hashlib.sha256((made / name).read_bytes()).hexdigest()
-                (made / f"{name}.sha256").write_text(digest, "ascii")
-            (made / "peft").rmdir()
+        try:
+            with atomic_directory(folder, replace=True) as made:
+                write_peft(listing.entry.vector(), made / "peft")
+                for name in (WEIGHTS, CONFIG):
+                    (made / "peft" / name).rename(made / name)
+                    digest = hashlib.sha256((made / name).read_bytes()).hexdigest()
+                    (made / f"{name}.sha256").write_text(digest, "ascii")
+                (made / "peft").rmdir()
+        except StorageError:
+            if not (folder / f"{WEIGHTS}.sha256").exists():  # else the other one was faster by a hair
+                raise
 
 
 def of_bytes(name: str, data: bytes) -> Opened:
@@ -135,18 +149,6 @@ def of_path(path: Path) -> Opened:
         return Opened(path.name, path.stat().st_size, digest, MEDIA[path.name], path)
     except OSError as error:
         raise NotFound(f"the file {path.name!a}", "it is gone", "ask for it again") from error
-
-
-def note_digests(folder: Path) -> list[FileInfo]:
-    """Write the digest of each known file of a folder beside it; the files."""
-    found = []
-    for name in MEDIA:
-        path = folder / name
-        with contextlib.suppress(FileNotFoundError):
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            atomic_write_bytes(Path(f"{path}.sha256"), digest.encode())
-            found.append(info(of_path(path)))
-    return found
 
 
 def info(opened: Opened) -> FileInfo:

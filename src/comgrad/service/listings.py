@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from itertools import chain
 from typing import Any, Literal
 
 from comgrad.errors import ComgradError
@@ -15,7 +15,8 @@ from comgrad.service.audit import Audit
 from comgrad.service.auth.identity import Principal
 from comgrad.service.errors import Forbidden, no_vector
 from comgrad.service.files import FileInfo, Files, Opened
-from comgrad.service.scopes import Scope, Scopes
+from comgrad.service.scope import Scope
+from comgrad.service.scopes import Scopes
 from comgrad.service.store import things
 from comgrad.service.store.database import Database, now
 from comgrad.service.vectors import Listing, drop_unlisted
@@ -123,30 +124,22 @@ class Listings:
         found = self._scopes.own(who, ref) or scope.by_id.get(ref)
         if found is None and "/" in ref:
             owner, _, name = ref.partition("/")
-            key = name_key(name)
-            found = next((x for x in self._owned(who, owner) if x.row.name_key == key), None)
+            found = self._scopes.named(who, owner, name_key(name))
         if found is None:
             raise no_vector(ref)
         return _told(found, scope)
-
-    def _owned(self, who: Principal, owner: str) -> Iterable[Listing]:
-        """The listings of one owner that may be read, also where the scope shows the vector as another's."""
-        for x in self._scopes.all_listings():
-            if x.owner == owner and self._scopes.readable(who, x.id, x.owner_id) is x:
-                yield x
 
     def lineage(self, who: Principal, ref: str) -> Lineage:
         """The parents that its card names, and the vectors whose cards name it. Raises NotFound."""
         found = self.get(who, ref)
         scope = self._scopes.scope(who)
-        parents = [self._link(scope, p.id, p.role, p.coefficient) for p in found.card.parents[:200]]
+        parents = [self._link(scope, p.id, p.role, p.coefficient) for p in found.card.parents[:MOST]]
         children = [
             Link(x.id, x.full_name, p.role, p.coefficient, True)
-            for x in scope.listings
-            for p in x.card.parents
-            if p.id in (found.id, found.full_name)
+            for named in (found.id, found.full_name)
+            for x, p in scope.children.get(named, ())
         ]
-        return Lineage(parents, children[:200])
+        return Lineage(parents, children[:MOST])
 
     @staticmethod
     def _link(scope: Scope, identity: str, role: str, coefficient: float | None) -> Link:
@@ -248,39 +241,22 @@ def checked_tags(tags: Iterable[str]) -> list[str]:
     return kept
 
 
-def _values(x: Listing, facet: str) -> tuple[str, ...]:
-    if facet == "tag":
-        return x.tags
-    if facet == "kind":
-        return (x.entry.kind,)
-    value = str(getattr(x, facet))
-    return (value,) if value else ()
-
-
 def _found(scope: Scope, asked: Asked) -> tuple[list[Listing], dict[str, list[tuple[str, int]]]]:
     """The listings that match, in order, and the counts of each facet among what the other facets leave."""
     terms = search.terms(asked.text)
     wanted = {f: v for f in FACETS if (v := getattr(asked, f)) is not None}
-    kept: list[Listing] = []
-    counts: dict[str, Counter[str]] = {f: Counter() for f in FACETS}
-    for x in scope.listings:
-        if not all(term in x.document for term in terms):
-            continue
-        missed = [f for f, v in wanted.items() if v not in _values(x, f)]
-        if not missed:
-            kept.append(x)
-        for f in FACETS:
-            if not missed or missed == [f]:
-                counts[f].update(_values(x, f))
+    kept = [x for x in scope.listings if all(term in x.document for term in terms)] if terms else list(scope.listings)
+    counted = dict.fromkeys(FACETS, kept)
+    if wanted:
+        missed = [[f for f, v in wanted.items() if v not in x.facets[f]] for x in kept]
+        counted = {f: [x for x, m in zip(kept, missed, strict=True) if not m or m == [f]] for f in FACETS}
+        kept = [x for x, m in zip(kept, missed, strict=True) if not m]
     order: dict[str, Any] = {
-        "newest": lambda x: -_instant(x.row.created_at),
-        "oldest": lambda x: _instant(x.row.created_at),
+        "newest": lambda x: -x.row.created_at.timestamp(),
         "name": lambda x: (x.row.name_key, x.owner),
         "norm": lambda x: -(x.entry.norm or 0.0),
     }
-    kept.sort(key=order[asked.sort])
+    if asked.sort in order:  # a scope is in the order of age
+        kept.sort(key=order[asked.sort])
+    counts = {f: Counter(chain.from_iterable(x.facets[f] for x in found)) for f, found in counted.items()}
     return kept, {f: sorted(c.items(), key=lambda p: (-p[1], p[0]))[:100] for f, c in counts.items()}
-
-
-def _instant(when: datetime) -> float:
-    return when.timestamp()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
 from comgrad.errors import ComgradError
 from comgrad.service.app import create_app
+from comgrad.service.ending import end_within
 from comgrad.service.settings import Settings
+from comgrad.service.web.connections import bounded
 from comgrad.service.web.logs import set_up
 
 
@@ -21,7 +24,7 @@ def serve(
     port: int = 8000,
     say: Callable[[str], object] | None = None,
 ) -> None:
-    """Serve until a signal comes; running requests and jobs end first.
+    """Serve until a signal comes; running requests and jobs end first, for as long as the settings say.
 
     Args:
         port: 0 takes a free one. say: told the address and the first start's secret, once the port is open.
@@ -47,12 +50,26 @@ def serve(
         date_header=True,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=30,
-        limit_concurrency=1000,
-        http="h11",  # the other parser keeps headers without end until they are over
+        limit_concurrency=settings.connections,
+        http=bounded(settings),  # over h11: the other parser keeps headers without end until they are over
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
     )
-    uvicorn.Server(config).run(sockets=[sock])
+    _Server(config, settings.stop_seconds).run(sockets=[sock])
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, that ends in bounded time after a signal."""
+
+    def __init__(self, config: uvicorn.Config, seconds: float) -> None:
+        super().__init__(config)
+        self._seconds = seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end."""
+        if not self.should_exit:
+            end_within(self._seconds)
+        super().handle_exit(sig, frame)
 
 
 def _bound(host: str, port: int) -> socket.socket:

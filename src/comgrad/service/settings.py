@@ -64,12 +64,19 @@ class Settings(BaseModel):
     # seconds and hours
     body_seconds: float = Field(30.0, gt=0)
     chunk_idle_seconds: float = Field(15.0, gt=0)
+    head_seconds: float = Field(20.0, gt=0)  # for the first line and the headers of a request
+    unread_seconds: float = Field(120.0, gt=0)  # that an answer may wait for its reader
     upload_hours: float = Field(24.0, gt=0)
     session_days: float = Field(14.0, gt=0)
     suggestion_hours: float = Field(24.0, gt=0)
     job_stale_seconds: float = Field(60.0, gt=0)
     job_attempts: int = Field(3, ge=1)
     job_days: float = Field(30.0, gt=0)
+    stop_seconds: float = Field(75.0, gt=0)  # after a signal, for what runs to end
+
+    # connections of this process: in all, and of one address
+    connections: int = Field(1_000, ge=1)
+    connections_per_address: int = Field(256, ge=1)
 
     # requests per minute from one address or account
     reads_per_minute: int = Field(3_000, ge=1)

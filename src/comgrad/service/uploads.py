@@ -7,42 +7,25 @@ a job reads them strictly, writes the vector again in our own bytes, and the sen
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import re
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import anyio
 from anyio import to_thread
 
-from comgrad.errors import ComgradError, FileRefused, NameTaken, NotFound
+from comgrad.errors import ComgradError, FileRefused, NotFound
 from comgrad.registry import disk
 from comgrad.registry.card import Card
-from comgrad.registry.names import checked_name, name_key
-from comgrad.service.audit import Audit
+from comgrad.registry.names import checked_name
 from comgrad.service.auth.identity import Principal
-from comgrad.service.errors import Busy, Conflict, Forbidden, TooLarge, TooMany, TooSlow
+from comgrad.service.errors import Busy, Conflict, Forbidden, TooMany
 from comgrad.service.jobs.runner import Jobs
 from comgrad.service.listings import checked_visibility
-from comgrad.service.parcels import (
-    CARD,
-    CONFIG,
-    CONTAINER,
-    GRADIENT,
-    GRADIENT_FACTS,
-    MOST_BYTES,
-    OPTIONAL,
-    SETS,
-    WEIGHTS,
-    NewPart,
-    NewUpload,
-    Upload,
-)
+from comgrad.service.parcels import NewUpload, Upload, check_parts
+from comgrad.service.receiving import appending, check_digest, take
 from comgrad.service.settings import Settings
 from comgrad.service.store import things, work
 from comgrad.service.store.database import Database, Rows, now
@@ -50,23 +33,14 @@ from comgrad.service.store.work import Job, UploadRow
 from comgrad.weights.hub import is_repo_id
 from comgrad.workflows.searching import checked_description
 
-if os.name != "nt":
-    import fcntl
-
-_SHA = re.compile(r"[0-9a-f]{64}\Z")
-_BLOCK = 1 << 20
-
-__all__ = ["CARD", "CONTAINER", "GRADIENT", "NewPart", "NewUpload", "Upload", "Uploads", "check_name"]
-
 
 class Uploads:
     """Upload sessions over rows and files."""
 
-    def __init__(self, database: Database, settings: Settings, jobs: Jobs, audit: Audit) -> None:
+    def __init__(self, database: Database, settings: Settings, jobs: Jobs) -> None:
         self._db = database
         self._settings = settings
         self._jobs = jobs
-        self._audit = audit
         self.folder = settings.folder / "uploads"
         with disk.storage(f"the folder '{self.folder}'"):
             disk.make_parents(self.folder)
@@ -75,7 +49,7 @@ class Uploads:
     def create(self, who: Principal, new: NewUpload) -> Upload:
         """Begin a session. Raises Forbidden, TooLarge, TooMany, NameTaken, ComgradError."""
         account = who.must("write")
-        self._check_parts(new.parts)
+        check_parts(new.parts, self._settings.max_upload_bytes)
         if new.purpose not in ("share", "explain"):
             raise ComgradError(f"the purpose {new.purpose[:40]!a}", "there is none", "share or explain", code="purpose")
         request = self._request(who, new)
@@ -94,26 +68,6 @@ class Uploads:
         with disk.storage("the folder of uploads"):
             (self.folder / row.id).mkdir(mode=0o700, exist_ok=True)
         return self._seen(row)
-
-    def _check_parts(self, parts: Sequence[NewPart]) -> None:
-        names = [p.name for p in parts]
-        if (
-            len(set(names)) != len(names)
-            or set(names) - OPTIONAL not in SETS
-            or len({GRADIENT, GRADIENT_FACTS} & set(names)) == 1
-        ):
-            raise ComgradError(
-                "the parts of an upload",
-                "they are not an adapter's two files, or one vector.safetensors, with a card and a gradient at most",
-                f"send {WEIGHTS} and {CONFIG}, or {CONTAINER}",
-                code="upload-parts",
-            )
-        for p in parts:
-            limit = min(MOST_BYTES.get(p.name, self._settings.max_upload_bytes), self._settings.max_upload_bytes)
-            if not 1 <= p.size <= limit:
-                raise TooLarge(f"'{p.name}' of {p.size} bytes", f"a part has 1 to {limit} bytes", "send a smaller one")
-            if not _SHA.match(p.sha256):
-                raise ComgradError(f"the SHA-256 of '{p.name}'", "it is not 64 small hex digits", "hash the file")
 
     def _request(self, who: Principal, new: NewUpload) -> dict[str, Any]:
         """What the job needs to know, checked before a byte is sent."""
@@ -189,74 +143,43 @@ class Uploads:
         declared = next((p for p in row.parts if p["name"] == part), None)
         if declared is None:
             raise NotFound(f"the part {part[:60]!a}", "this upload has none of that name", "see its list of parts")
-        with self._locked(self.path(identity, part)) as fd:
+        limits = self._settings
+        with appending(self.path(identity, part)) as fd:
             at = os.fstat(fd).st_size
             if at != offset:
                 raise Conflict(f"offset {offset}", f"{at} bytes are here", f"go on at {at}", code="offset")
-            room = min(declared["size"] - at, self._settings.max_chunk_bytes)
-            await self._take(fd, chunks, room)
+            room = min(declared["size"] - at, limits.max_chunk_bytes)
+            await take(fd, chunks, room, idle=limits.chunk_idle_seconds, whole=4 * limits.body_seconds)
         return self._seen(row)
-
-    async def _take(self, fd: int, chunks: AsyncIterator[bytes], room: int) -> None:
-        took = 0
-        try:
-            with anyio.fail_after(self._settings.body_seconds * 4):
-                while True:
-                    with anyio.fail_after(self._settings.chunk_idle_seconds):
-                        chunk = await anext(chunks, None)
-                    if chunk is None:
-                        break
-                    if took + len(chunk) > room:
-                        why = f"{room} bytes were expected at most"
-                        raise TooLarge("the chunk", why, "send smaller chunks, up to the declared size")
-                    if chunk:
-                        await to_thread.run_sync(_written, fd, chunk)
-                        took += len(chunk)
-        except TimeoutError as error:
-            raise TooSlow("the chunk", "it came too slowly", "go on at the offset that HEAD gives") from error
-        finally:
-            with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(os.fsync, fd)
-
-    @contextlib.contextmanager
-    def _locked(self, path: Path) -> Any:
-        """The part's file, open for appending by one request at a time; the lock dies with its process."""
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | disk.OPEN_FLAGS, 0o600)
-        except FileNotFoundError as error:
-            raise NotFound("the upload", "its files are gone", "begin a new one") from error
-        except OSError as error:
-            raise disk.storage_error("the upload", error) from error
-        try:
-            if os.name != "nt":
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise Conflict(
-                        "the part", "another request is writing it", "wait for it", code="writing"
-                    ) from error
-            yield fd
-        finally:
-            os.close(fd)
 
     def _open(self, who: Principal, identity: str) -> UploadRow:
         row = self._mine(who, identity)
         if row.state != "open":
-            raise Conflict(f"the upload {row.id}", f"it is {row.state}", "begin a new one", code="upload-state")
+            raise _over(row)
         return row
 
     # -- the end -------------------------------------------------------------------------------------------------
     def complete(self, who: Principal, identity: str) -> tuple[Upload, Job]:
-        """Check that all parts are whole and hand them to a job; again for one that was handed over gives its job.
+        """Check that all parts are whole and hand them to a job; for one that was handed over, give its job.
 
         Raises:
             Conflict: (`incomplete`) bytes are missing. FileRefused: (`digest-mismatch`) a part is not what was
                 declared; the session is over and its bytes are deleted.
         """
         row = self._mine(who, identity)
-        if row.state != "open" and row.job_id is not None:
-            return self._seen(row), self._jobs.get(who, row.job_id)
-        row = self._open(who, identity)
+        if row.state == "open":
+            try:
+                return self._handed_over(who, row)
+            except ComgradError:
+                row = self._mine(who, identity)
+                if row.state == "open" or row.job_id is None:
+                    raise
+                # another completion was first, and its job may have taken the files already: the job answers for both
+        if row.job_id is None:
+            raise _over(row)
+        return self._seen(row), self._jobs.get(who, row.job_id)
+
+    def _handed_over(self, who: Principal, row: UploadRow) -> tuple[Upload, Job]:
         if row.owner_id not in who.owner_ids:
             raise Forbidden(f"sharing as {row.request['owner']}", "you are in that organisation no more", "begin anew")
         for p in row.parts:
@@ -266,7 +189,7 @@ class Uploads:
                 raise Conflict(f"the upload {row.id}", why, "send the rest", code="incomplete")
         try:
             for p in row.parts:
-                self._check_digest(row, p)
+                check_digest(self.path(row.id, p["name"]), p)
         except FileRefused as error:
             self.end(row.id, "refused", only=("open",), error=error.as_dict())
             raise
@@ -278,22 +201,6 @@ class Uploads:
             work.change_upload(rows, row.id, job_id=job.id)
         self._jobs.push(job)
         return self.get(who, row.id), job
-
-    def _check_digest(self, row: UploadRow, part: dict[str, Any]) -> None:
-        digest = hashlib.sha256()
-        try:
-            with self.path(row.id, part["name"]).open("rb") as file:
-                while block := file.read(_BLOCK):
-                    digest.update(block)
-        except OSError as error:
-            raise disk.storage_error("the upload", error) from error
-        if digest.hexdigest() != part["sha256"]:
-            raise FileRefused(
-                f"'{part['name']}' declared as SHA-256 {part['sha256']}",
-                f"its bytes hash to {digest.hexdigest()}",
-                "send it again",
-                code="digest-mismatch",
-            )
 
     def end(self, identity: str, state: str, *, only: Sequence[str] = ("open", "checking"), **columns: Any) -> None:
         """End a session that is in one of these states, and delete its files; one that is over stays as it ended."""
@@ -312,38 +219,6 @@ class Uploads:
             raise Conflict(f"the upload {row.id}", "it is being checked", "wait for its job", code="upload-state")
         return found
 
-    def reap(self) -> int:
-        """End sessions that are over and delete files that no session needs; how many."""
-        with self._db.read() as rows:
-            stale, live, left_over = work.stale_uploads(rows), work.live_uploads(rows), work.left_over_uploads(rows)
-        for row in stale:
-            self.end(row.id, "cancelled", only=("open",))
-        for identity, state, error in left_over:  # the job ended, or ended its workers, before it said so here
-            self.end(identity, "done" if state == "done" else "refused", only=("checking",), error=error)
-        left = [p for p in self.folder.iterdir() if p.name not in live]
-        young = now().timestamp() - 3600  # a session whose row is being written
-        for path in left:
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < young:
-                    shutil.rmtree(path, ignore_errors=True)
-        return len(stale) + len(left_over)
 
-
-def check_name(rows: Rows, owner_id: str, owner: str, name: str, digest: str) -> None:
-    """Raise NameTaken when the owner's name belongs, or once belonged, to other bytes."""
-    found = things.by_name(rows, owner_id, name_key(name))
-    if found is None or found.digest == digest:
-        return
-    why = (
-        "it belonged to a vector that was removed; a name never passes to another one"
-        if found.state == "removed"
-        else f"it reads like '{found.name}', which has other bytes"
-    )
-    raise NameTaken(f"the name '{owner}/{name}'", why, "choose another name")
-
-
-def _written(fd: int, data: bytes) -> None:
-    try:
-        disk.write_all(fd, data)
-    except OSError as error:
-        raise disk.storage_error("the upload", error) from error
+def _over(row: UploadRow) -> Conflict:
+    return Conflict(f"the upload {row.id}", f"it is {row.state}", "begin a new one", code="upload-state")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from comgrad.errors import NotFound
@@ -40,6 +41,18 @@ class Listing:
         told = json.dumps([row.vector_id, full, row.card, row.visibility, record.damage], sort_keys=True)
         content = hashlib.sha256(told.encode()).hexdigest()[:16]
         return cls(row, owner, Entry(seen, store), search.document(f"{full} {' '.join(row.tags)}", card), content)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words of its description."""
+        return tuple(search.words(self.description))
+
+    @cached_property
+    def facets(self) -> dict[str, tuple[str, ...]]:
+        """What it is counted under in the catalogue: facet → its values."""
+        one = {"family": self.family, "base": self.base, "owner": self.owner, "visibility": self.visibility}
+        kept: dict[str, tuple[str, ...]] = {f: (v,) if v else () for f, v in one.items()}
+        return kept | {"kind": (self.entry.kind,), "tag": self.tags}
 
     @property
     def id(self) -> str:

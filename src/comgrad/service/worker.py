@@ -7,6 +7,7 @@ import threading
 from types import FrameType
 
 from comgrad.service.core import Service
+from comgrad.service.ending import end_within
 from comgrad.service.settings import Settings
 from comgrad.service.web.logs import set_up
 
@@ -18,6 +19,8 @@ def work(settings: Settings, until: threading.Event | None = None) -> None:
 
         def stop(number: int, frame: FrameType | None) -> None:
             del number, frame
+            if not over.is_set():
+                end_within(settings.stop_seconds)
             over.set()
 
         signal.signal(signal.SIGTERM, stop)

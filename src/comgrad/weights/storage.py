@@ -28,11 +28,14 @@ _WHY = {
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """What the operating system said, in three parts."""
     why, remedy = _WHY.get(error.errno or 0, (error.strerror or str(error), "check the disk"))
-    return StorageError(f"'{path}' cannot be written", why, remedy)
+    code = "disk-full" if error.errno in _FULL else None
+    return StorageError(f"'{path}' cannot be written", why, remedy, code=code)
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from comgrad.errors import ComgradError, NotFound
 from comgrad.weights.storage import check_free
 
 if TYPE_CHECKING:
+    from comgrad.explain.explanation import Explanation
     from comgrad.workflows.registry import Registry
 
 Progress = Callable[[int, int], None]
@@ -142,6 +143,37 @@ def parts_of(ref: str, registry: Registry | None = None, *, gradient: bool = Tru
         facts = {"schema": 1, "digest": found[0].digest, **found[0].facts.as_dict()}
         parts += [Part.of(GRADIENT, found[1]), Part.of(GRADIENT_FACTS, json.dumps(facts).encode())]
     return parts
+
+
+def explain_remote(
+    client: Client,
+    ref: str,
+    *,
+    claim: str | None = None,
+    base: str | None = None,
+    html: Path | None = None,
+    progress: Progress | None = None,
+    steps: Callable[[str, int, int], None] | None = None,
+) -> Explanation:
+    """What a fine-tune does, as a service sees it among its vectors; the answer of `explaining.explain`.
+
+    Args:
+        ref: a folder, or an id or name of the registry here.
+        html: file for the report; it is made here, of the figures that came.
+
+    Raises:
+        ComgradError: as `Client.explain`.
+    """
+    parts = parts_of(ref, gradient=False)
+    path = Path(ref).expanduser()
+    name = path.resolve().name if path.exists() else _registered(ref)
+    made = client.explain(parts, claim=claim or "", base=base, progress=progress, steps=steps)
+    made = replace(made, subject=name, path=str(html) if html is not None else "")
+    if html is not None:
+        from comgrad.workflows.explain_report import write_explanation
+
+        write_explanation(made, html)
+    return made
 
 
 def pull_all(

@@ -65,11 +65,26 @@ def accept(request: Request, who: Who, body: WithSecret) -> dict[str, Any]:
     return {"account": made.as_dict()}
 
 
+@router.post("/accounts/{handle}/reset", status_code=201)
+def issue_reset(request: Request, who: Who, handle: str) -> dict[str, Any]:
+    """A one-time secret with which an account chooses a new password; for administrators of the site."""
+    made = service_of(request).recovery.issue(who, handle)
+    return {"handle": made.handle, "secret": made.secret, "expires_at": made.expires_at.isoformat()}
+
+
+@router.post("/accounts/reset")
+def use_reset(request: Request, who: Who, body: WithSecret) -> dict[str, Any]:
+    """Choose a new password with the secret of a reset; every session of the account ends."""
+    del who
+    made = service_of(request).recovery.use(body.handle, body.secret, body.password, client_of(request))
+    return {"account": made.as_dict()}
+
+
 @router.post("/session")
 def log_in(request: Request, response: Response, who: Who, body: Credentials) -> dict[str, Any]:
     """Sign in: a cookie, and the token that changes must carry in X-CSRF-Token."""
     del who
-    made = service_of(request).accounts.log_in(body.handle, body.password, client_of(request))
+    made = service_of(request).sessions.log_in(body.handle, body.password, client_of(request))
     set_session(response, made)
     return {"account": made.account.as_dict(), "csrf": made.csrf, "expires_at": made.expires_at.isoformat()}
 
@@ -84,9 +99,8 @@ def session(request: Request, who: Who) -> dict[str, Any]:
 
 @router.delete("/session", status_code=204)
 def log_out(request: Request, who: Who) -> Response:
-    """Sign out."""
-    who.must("read")
-    service_of(request).accounts.log_out(who)
+    """Sign out: the session ends; a token that asks is revoked."""
+    service_of(request).sessions.log_out(who)
     response = Response(status_code=204)
     clear_session(response)
     return response
@@ -95,7 +109,7 @@ def log_out(request: Request, who: Who) -> Response:
 @router.put("/account/password", status_code=204)
 def password(request: Request, who: Who, body: NewPassword) -> Response:
     """Change the password; every other session ends."""
-    service_of(request).accounts.change_password(who, body.old, body.new)
+    service_of(request).sessions.change_password(who, body.old, body.new)
     return Response(status_code=204)
 
 
@@ -143,15 +157,53 @@ def members(request: Request, who: Who, org: str) -> dict[str, Any]:
 
 
 @router.put("/orgs/{org}/members/{handle}")
-def put_member(request: Request, who: Who, org: str, handle: str, body: RoleBody) -> dict[str, Any]:
-    """Add a member or change a role; for its admins."""
-    return {"member": service_of(request).organisations.put_member(who, org, handle, body.role).as_dict()}
+def change_role(request: Request, who: Who, org: str, handle: str, body: RoleBody) -> dict[str, Any]:
+    """Change a member's role; for its admins. Whoever is no member is invited instead."""
+    return {"member": service_of(request).organisations.change_role(who, org, handle, body.role).as_dict()}
 
 
 @router.delete("/orgs/{org}/members/{handle}", status_code=204)
 def remove_member(request: Request, who: Who, org: str, handle: str) -> Response:
     """Remove a member, or leave."""
     service_of(request).organisations.remove_member(who, org, handle)
+    return Response(status_code=204)
+
+
+@router.get("/orgs/{org}/invitations")
+def invitations(request: Request, who: Who, org: str) -> dict[str, Any]:
+    """Whom it has invited and who has not answered; for its admins."""
+    return {"items": [i.as_dict() for i in service_of(request).organisations.invitations(who, org)]}
+
+
+@router.put("/orgs/{org}/invitations/{handle}")
+def invite_member(request: Request, who: Who, org: str, handle: str, body: RoleBody) -> dict[str, Any]:
+    """Ask an account to join; for its admins. It is a member once it accepts."""
+    return {"invitation": service_of(request).organisations.invite(who, org, handle, body.role).as_dict()}
+
+
+@router.delete("/orgs/{org}/invitations/{handle}", status_code=204)
+def withdraw(request: Request, who: Who, org: str, handle: str) -> Response:
+    """Take an invitation back; for its admins."""
+    service_of(request).organisations.withdraw(who, org, handle)
+    return Response(status_code=204)
+
+
+@router.get("/account/invitations")
+def invited(request: Request, who: Who) -> dict[str, Any]:
+    """The organisations that wait for one's answer."""
+    return {"items": [i.as_dict() for i in service_of(request).organisations.invited(who)]}
+
+
+@router.post("/account/invitations/{org}")
+def accept_invitation(request: Request, who: Who, org: str) -> dict[str, Any]:
+    """Join an organisation that invited one."""
+    return {"org": service_of(request).organisations.accept(who, org).as_dict()}
+
+
+@router.delete("/account/invitations/{org}", status_code=204)
+def decline(request: Request, who: Who, org: str) -> Response:
+    """Say no to an invitation."""
+    service_of(request).organisations.decline(who, org)
     return Response(status_code=204)
 
 

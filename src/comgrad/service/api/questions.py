@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from comgrad.service.api.answers import FILE
 from comgrad.service.api.bodies import SearchBody, SuggestBody
 from comgrad.service.auth.http import Who
 from comgrad.service.core import service_of
@@ -49,7 +50,7 @@ def suggestion(request: Request, who: Who, identity: str) -> dict[str, Any]:
 
 
 @router.head("/suggestions/{identity}/files/{name}", include_in_schema=False)
-@router.get("/suggestions/{identity}/files/{name}", response_class=Response)
+@router.get("/suggestions/{identity}/files/{name}", response_class=Response, responses=FILE)
 def suggestion_file(request: Request, who: Who, identity: str, name: str) -> Response:
     """One file of a suggestion: together they are a folder that stock PEFT loads."""
     return send_file(request, service_of(request).insight.suggestion_file(who, identity, name), public=False)

@@ -10,13 +10,14 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from comgrad.errors import ComgradError, NotFound
+from comgrad.service.api.answers import IN_TIME, PAGE
 from comgrad.service.api.bodies import UploadBody
 from comgrad.service.auth.http import Who
 from comgrad.service.auth.identity import Principal
 from comgrad.service.core import Service, service_of
 from comgrad.service.errors import WrongMedia, status_of
+from comgrad.service.parcels import NewPart, NewUpload
 from comgrad.service.store.work import Job
-from comgrad.service.uploads import NewPart, NewUpload
 from comgrad.service.web.answers import Json
 
 router = APIRouter(tags=["uploads"], default_response_class=Json)
@@ -85,7 +86,7 @@ async def append(
     return Response(status_code=204, headers=headers)
 
 
-@router.post("/uploads/{identity}/complete", status_code=202)
+@router.post("/uploads/{identity}/complete", status_code=202, responses=IN_TIME)
 async def complete(request: Request, who: Who, identity: str, wait: Wait = 0) -> Response:
     """Have an upload checked and taken in; with `wait` the answer is that of its job, if that is over by then."""
     service = service_of(request)
@@ -138,7 +139,7 @@ async def job(request: Request, who: Who, identity: str, wait: Wait = 0) -> dict
     return {"job": shown}
 
 
-@router.get("/jobs/{identity}/report")
+@router.get("/jobs/{identity}/report", response_class=Response, responses=PAGE)
 def report(request: Request, who: Who, identity: str) -> Response:
     """The report of an explained adapter, as a page without scripts."""
     found = service_of(request).jobs.get(who, identity)

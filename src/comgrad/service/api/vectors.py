@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from comgrad.service.api.answers import FILE
 from comgrad.service.api.bodies import PatchBody
 from comgrad.service.auth.http import Who
 from comgrad.service.core import service_of
@@ -102,7 +103,7 @@ def manifest(request: Request, who: Who, ref: str) -> dict[str, Any]:
 
 
 @router.head("/vectors/{ref}/files/{name}", include_in_schema=False)
-@router.get("/vectors/{ref}/files/{name}", response_class=Response)
+@router.get("/vectors/{ref}/files/{name}", response_class=Response, responses=FILE)
 def file(request: Request, who: Who, ref: str, name: str) -> Response:
     """One file: the same bytes for everybody, named by their digest."""
     listings = service_of(request).listings

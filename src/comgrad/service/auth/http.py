@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from comgrad.errors import ComgradError
 from comgrad.service.auth import secrets
-from comgrad.service.auth.accounts import Session
 from comgrad.service.auth.identity import ANONYMOUS, Principal
+from comgrad.service.auth.sessions import Session
 from comgrad.service.core import service_of
 from comgrad.service.errors import Forbidden, SignInNeeded, WrongMedia
 from comgrad.service.store.database import now
@@ -50,15 +50,15 @@ def _name(secure: bool) -> str:
 async def principal(request: Request) -> Principal:
     """Who asks. Raises SignInNeeded (a token that is not valid), Forbidden (`csrf`)."""
     client = client_of(request)
-    accounts = service_of(request).accounts
+    sessions = service_of(request).sessions
     header = request.headers.get("authorization")
     if header is not None:
         kind, _, secret = header.partition(" ")
         if kind.lower() != "bearer" or not secret.strip().startswith(secrets.TOKEN):
             raise SignInNeeded("this Authorization header", "it holds no token of this service", "send: Bearer cgt_...")
-        return await run_in_threadpool(accounts.of_token, secret.strip(), client)
+        return await run_in_threadpool(sessions.of_token, secret.strip(), client)
     cookie = request.cookies.get(_name(service_of(request).settings.secure))
-    found = await run_in_threadpool(accounts.of_session, cookie, client) if cookie else None
+    found = await run_in_threadpool(sessions.of_session, cookie, client) if cookie else None
     if request.method not in SAFE:
         await _check_origin(request, found)
     if found is not None:

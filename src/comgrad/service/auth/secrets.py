@@ -6,16 +6,19 @@ import base64
 import hashlib
 import hmac
 import secrets as source
+import threading
 from functools import lru_cache
 
 TOKEN = "cgt_"
 SESSION = "cgs_"
 INVITATION = "cgi_"
 FIRST_START = "cgf_"
+RESET = "cgr_"
 BYTES = 32
 
 _COST = {"n": 2**14, "r": 8, "p": 2}
 _MEMORY = 64 * 2**20
+_AT_ONCE = threading.BoundedSemaphore(4)  # one takes 16 MiB and a processor for a moment
 
 
 def new(kind: str) -> str:
@@ -61,7 +64,8 @@ def matches(password: str, stored: str | None) -> bool:
 
 def _scrypt(password: str, salt: bytes, *, n: int, r: int, p: int) -> bytes:
     text = password.encode("utf-8", "surrogatepass")
-    return hashlib.scrypt(text, salt=salt, n=n, r=r, p=p, maxmem=_MEMORY, dklen=32)
+    with _AT_ONCE:
+        return hashlib.scrypt(text, salt=salt, n=n, r=r, p=p, maxmem=_MEMORY, dklen=32)
 
 
 def _text(data: bytes) -> str:

@@ -10,8 +10,8 @@ from comgrad.errors import ComgradError, NotFound
 from comgrad.registry.names import checked_name
 from comgrad.service.audit import Audit
 from comgrad.service.auth import secrets
-from comgrad.service.auth.accounts import in_person
 from comgrad.service.auth.identity import SCOPES, Principal
+from comgrad.service.auth.sessions import in_person
 from comgrad.service.errors import Conflict, Forbidden
 from comgrad.service.store import people
 from comgrad.service.store.database import Database, new_id, now

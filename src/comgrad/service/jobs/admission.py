@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comgrad.errors import BaseMismatch, ComgradError, FileRefused, NotFound, StorageError
+from comgrad.errors import BaseMismatch, ComgradError, FileRefused, NameTaken, NotFound, StorageError
 from comgrad.registry.card import Card
 from comgrad.registry.names import checked_name, name_key
 from comgrad.service.audit import Audit
@@ -14,10 +14,11 @@ from comgrad.service.errors import Busy, Conflict
 from comgrad.service.jobs.progress import Progress
 from comgrad.service.jobs.runner import Jobs
 from comgrad.service.listings import checked_tags
+from comgrad.service.parcels import CARD, CONTAINER, GRADIENT
 from comgrad.service.store import things, work
 from comgrad.service.store.database import Database, Rows
 from comgrad.service.store.work import Job, UploadRow
-from comgrad.service.uploads import CARD, CONTAINER, GRADIENT, Uploads, check_name
+from comgrad.service.uploads import Uploads
 from comgrad.service.vectors import TAIL, drop_unlisted
 from comgrad.workflows.registry import Registry
 
@@ -65,6 +66,7 @@ class Admission:
         try:
             with self.database.write() as rows:
                 status = self._listed(rows, upload, record.id, record.digest, record.size_bytes, name, card)
+                listed = things.listing(rows, record.id, upload.owner_id)  # what was there keeps its name
         except ComgradError as error:
             if result.status == "added" and not passing(error):
                 self._take_back(record.id)
@@ -75,7 +77,7 @@ class Admission:
         self.jobs.submit("relate", {}, key="relate")
         return {
             "vector": record.id,
-            "name": f"{request['owner']}/{name}",
+            "name": f"{request['owner']}/{name if listed is None else listed.name}",
             "digest": record.digest,
             "status": status,
             "warnings": [w[:500] for w in tau.warnings[:20]] + card_warnings(card) + gradient,
@@ -132,6 +134,19 @@ class Admission:
         told = {"digest": digest, "visibility": request["visibility"]}
         self.audit.write(rows, upload.account_id, request["owner"], "share", f"{request['owner']}/{identity}", told)
         return "added"
+
+
+def check_name(rows: Rows, owner_id: str, owner: str, name: str, digest: str) -> None:
+    """Raise NameTaken when the owner's name belongs, or once belonged, to other bytes."""
+    found = things.by_name(rows, owner_id, name_key(name))
+    if found is None or found.digest == digest:
+        return
+    why = (
+        "it belonged to a vector that was removed; a name never passes to another one"
+        if found.state == "removed"
+        else f"it reads like '{found.name}', which has other bytes"
+    )
+    raise NameTaken(f"the name '{owner}/{name}'", why, "choose another name")
 
 
 def passing(error: ComgradError) -> bool:

@@ -8,24 +8,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from comgrad.errors import ComgradError, NotFound
 from comgrad.service.auth.identity import Principal
 from comgrad.service.jobs.admission import passing, read_upload
 from comgrad.service.jobs.progress import Progress
 from comgrad.service.jobs.runner import Jobs
-from comgrad.service.scopes import Scopes, Warm
+from comgrad.service.nearness import Nearness
+from comgrad.service.scope import Group, Scope
+from comgrad.service.scopes import Scopes
 from comgrad.service.settings import Settings
-from comgrad.service.store import people, things, work
+from comgrad.service.store import orgs, things, work
 from comgrad.service.store.database import Database
 from comgrad.service.store.work import Job
 from comgrad.service.uploads import Uploads
 from comgrad.service.vectors import Listing
+from comgrad.service.warm import Warm
 
 BATCH = 512
 FEWEST = 10  # described vectors that a verdict needs
-COPY = 0.999
+AT_ONCE = 32  # vectors that are related in one transaction
+WAIT = 600.0  # seconds that a job waits for geometry that another one makes
 
 
 class _Single:
@@ -56,6 +58,7 @@ class Analysis:
 
     database: Database
     scopes: Scopes
+    nearness: Nearness
     uploads: Uploads
     jobs: Jobs
     settings: Settings
@@ -111,23 +114,24 @@ class Analysis:
         done = 0
         for owner, listings in by_reader.items():
             scope = self.scopes.scope(_reader(owner))
-            for x in listings:
-                found = self._surroundings(x, scope.among(x))
+            for _, batch in _batches(listings, AT_ONCE):
+                found = [(x, self._surroundings(x, scope)) for x in batch]
                 with self.database.write() as store:
-                    now = things.listing(store, x.id, x.owner_id)
-                    if now is not None and now.changed == x.row.changed:
-                        things.change_listing(store, x.id, x.owner_id, related=found)
-                done += 1
+                    for x, related in found:
+                        now = things.listing(store, x.id, x.owner_id)
+                        if now is not None and now.changed == x.row.changed:
+                            things.change_listing(store, x.id, x.owner_id, related=related)
+                done += len(batch)
                 progress.count(done, len(waiting))
         return len(waiting)
 
-    def _surroundings(self, x: Listing, group: Sequence[Listing]) -> dict[str, Any]:
-        """Neighbours by centred cosine and copies, among at most a neighbourhood in words of a large scope."""
-        near = nearest_in_words(x, group, self.settings.whole_scope)
-        if len(near) < 2:
+    def _surroundings(self, x: Listing, scope: Scope) -> dict[str, Any]:
+        """Neighbours, copies and doubts among what its readers may read."""
+        seen, group = scope.by_id.get(x.id), scope.among(x)
+        if seen is None or len(group) < 2:
             return {"neighbours": [], "notes": []}
         try:
-            return surroundings(x, self.scopes.warm(near))
+            return self.nearness.surroundings(seen, group, patience=WAIT)
         except ComgradError as error:
             return {"neighbours": [], "notes": [f"its neighbours are not known: {error.why}"]}
 
@@ -153,8 +157,9 @@ class Analysis:
         from comgrad.workflows.explaining import explain_in
 
         scope = self.scopes.scope(_reader(None if x.visibility == "public" else x.owner_id))
-        group = [g for g in scope.among(x) if g.description.strip()]
-        near = nearest_in_words(x, group, self.settings.whole_scope)
+        group = Group(g for g in scope.among(x) if g.description.strip())
+        large = len(group) > self.settings.whole_scope
+        near = scope.nearest_in_words(x, group, self.settings.neighbourhood if large else len(group))
         if len(near) <= FEWEST:
             return {
                 "verdict": None,
@@ -162,16 +167,17 @@ class Analysis:
                 "reasons": ["too few vectors are known to compare it with"],
             }
         try:
-            warm = self.scopes.warm(near)
+            warm = self.scopes.geometry.warm(near, keep=not large, patience=WAIT)
             made = explain_in(
-                warm.atlas, warm.groups, self.scopes.vector(x.entry), claim=x.description, cache=warm.cache
+                warm.atlas, warm.groups, self.scopes.geometry.vector(x.entry), claim=x.description, cache=warm.cache
             )
         except ComgradError as error:
             return {"verdict": None, "known": len(near) - 1, "reasons": [error.why]}
-        text = " ".join([*made.reasons, made.description])
+        lines = [" ".join((e.name, e.figure, e.null, e.meaning)) for e in made.evidence]
+        text = " ".join([*made.reasons, made.description, *lines])
         about = {s.id for s in made.sources[:5]} | {m.id for m in warm.atlas.members if m.name in text}
         told = made.as_dict()
-        kept = {k: told[k] for k in ("verdict", "reasons", "description", "residual", "known", "claim")}
+        kept = {k: told[k] for k in ("verdict", "reasons", "description", "residual", "known", "claim", "evidence")}
         return kept | {"sources": told["sources"][:5], "about": sorted(about - {x.id})}
 
     # -- explaining ----------------------------------------------------------------------------------------------
@@ -180,7 +186,7 @@ class Analysis:
         with self.database.read() as rows:
             upload = work.upload(rows, str(job.payload["upload"]))
             assert upload is not None
-            roles = people.roles(rows, upload.account_id)
+            roles = orgs.roles(rows, upload.account_id)
         reader = _reader(upload.account_id, {h: i for i, (h, _) in roles.items()})
         try:
             progress.step("read")
@@ -208,7 +214,7 @@ class Analysis:
             listings = group(base)
         except NotFound:
             listings = group(None)
-        return self.scopes.warm(listings[: self.settings.whole_scope])
+        return self.scopes.geometry.warm(listings[: self.settings.whole_scope], patience=WAIT)
 
 
 def report(made: Any) -> str:
@@ -218,38 +224,9 @@ def report(made: Any) -> str:
     return page(made)
 
 
-def surroundings(x: Listing, warm: Warm) -> dict[str, Any]:
-    """Neighbours and near-copies of one member."""
-    atlas = warm.atlas
-    at = atlas.ids.index(x.id)
-    cosine = atlas.cosine()[at]
-    neighbours = [{"id": m.id, "name": m.name, "cosine": c} for m, c in atlas.neighbours(at, most=10)]
-    counted = warm.counted()
-    notes = [counted.doubt[x.id]] if x.id in counted.doubt else []
-    twins = [j for j in range(at) if cosine[j] > COPY]
-    if twins:
-        notes.append(f"nearly the same vector as '{atlas.members[twins[0]].name}': derived from it, or a copy of it")
-    about = {n["id"] for n in neighbours} | {m.id for m in atlas.members if any(f"'{m.name}'" in n for n in notes)}
-    copy_of = atlas.ids[twins[0]] if twins else None
-    return {"neighbours": neighbours, "notes": notes, "copy_of": copy_of, "about": sorted(about - {x.id})}
-
-
-def nearest_in_words(x: Listing, group: Sequence[Listing], most: int) -> list[Listing]:
-    """All of a small group; of a large one those nearest in words to one of its members, in the group's order."""
-    if len(group) <= most:
-        return list(group)
-    mine = None if x.row.embedding is None else np.frombuffer(x.row.embedding, dtype="<f4")
-    kept = [g for g in group if g.row.embedding is not None and g.row.encoder == x.row.encoder]
-    if mine is None or not kept:
-        return [*[g for g in group if g.id != x.id][-most + 1 :], x]
-    scores = np.stack([np.frombuffer(g.row.embedding or b"", dtype="<f4") for g in kept]) @ mine
-    near = {kept[int(i)].id for i in np.argsort(-scores, kind="stable")[: most - 1]} | {x.id}
-    return [g for g in group if g.id in near]
-
-
-def _reader(owner: str | None, orgs: dict[str, str] | None = None) -> Principal:
+def _reader(owner: str | None, org_ids: dict[str, str] | None = None) -> Principal:
     """Whoever reads what that owner reads, for the service's own work."""
-    return Principal(owner, "", scopes=frozenset({"read"}), org_ids=orgs or {})
+    return Principal(owner, "", scopes=frozenset({"read"}), org_ids=org_ids or {})
 
 
 def _key(encoder: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from comgrad.errors import ComgradError, NotFound, StorageError
 from comgrad.service.auth.identity import Principal
-from comgrad.service.errors import Busy, Conflict, TooMany
+from comgrad.service.errors import Busy, Conflict, TooMany, outward
 from comgrad.service.jobs.progress import Progress
 from comgrad.service.jobs.queue import open_queue
 from comgrad.service.settings import Settings
@@ -32,12 +32,14 @@ _LOOK = 0.05  # seconds between two looks at a job that is waited for
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of job: its steps and what does it. `priority`: larger ones first. `after`: done once the result is kept."""
+    """A kind of job: its steps and what does it. `priority`: larger ones first. `after`: done once the result is kept;
+    `failed`: once the error is, of a job that is not tried again."""
 
     steps: Sequence[str]
     work: Work
     priority: int = 0
     after: Callable[[Job], None] | None = None
+    failed: Callable[[Job, dict[str, Any]], None] | None = None
 
 
 class Jobs:
@@ -134,9 +136,11 @@ class Jobs:
             state, columns = self._done(job, progress)
         with self._db.write() as rows:
             ended = work.end_job(rows, job.id, self.worker, state, **columns)
-        after = self._kinds[job.kind].after
-        if ended and state == "done" and after is not None:
-            after(job)
+        kind = self._kinds[job.kind]
+        if ended and state == "done" and kind.after is not None:
+            kind.after(job)
+        if ended and state == "failed" and kind.failed is not None:
+            kind.failed(job, columns["error"])
         told = {"job": job.id, "kind": job.kind, "state": state, "seconds": round(time.monotonic() - began, 3)}
         log.info("job ended", extra=told)
 
@@ -150,8 +154,8 @@ class Jobs:
         except (StorageError, Busy, Conflict) as error:
             if again:
                 log.warning("job will be tried again", extra={"job": job.id, "code": error.code})
-                return "queued", {"error": error.as_dict()}
-            return "failed", {"error": error.as_dict(), "steps": progress.finished("failed")}
+                return "queued", {"error": outward(error).as_dict()}
+            return "failed", {"error": outward(error).as_dict(), "steps": progress.finished("failed")}
         except ComgradError as error:
             return "failed", {"error": error.as_dict(), "steps": progress.finished("failed")}
         except Exception:

@@ -49,6 +49,7 @@ def _page(
         account=service.accounts.account(who),
         tokens=service.tokens.list(who),
         orgs=service.organisations.mine(who),
+        invited=service.organisations.invited(who),
         mine=service.listings.page(who, Asked(owner=who.handle, limit=MINE)),
     )
     if made is not None:
@@ -60,7 +61,7 @@ def _page(
 def password(request: Request, who: Who, form: Form) -> Response:
     """Change the password."""
     try:
-        service_of(request).accounts.change_password(who, form.get("old", ""), form.get("new", ""))
+        service_of(request).sessions.change_password(who, form.get("old", ""), form.get("new", ""))
     except ComgradError as error:
         return _page(request, who, error=error)
     return go("/account?done=password")
@@ -103,9 +104,14 @@ def _people(request: Request, who: Principal, **values: Any) -> Response:
     found = service_of(request).accounts.accounts(who)
     status = 200 if error is None else status_of(error)
     page = render(
-        request, who, "people.html", status=status, accounts=found, **{"invited": None, "error": None, **values}
+        request,
+        who,
+        "people.html",
+        status=status,
+        accounts=found,
+        **{"invited": None, "reset": None, "error": None, **values},
     )
-    if values.get("invited") is not None:
+    if values.get("invited") is not None or values.get("reset") is not None:
         page.headers["Cache-Control"] = "no-store"
     return page
 
@@ -118,6 +124,17 @@ def invite(request: Request, who: Who, form: Form) -> Response:
     except ComgradError as error:
         return _people(request, who, error=error)
     return _people(request, who, invited=invited, address=str(service_of(request).settings.public_url))
+
+
+@router.post("/people/{handle}/reset")
+def reset(request: Request, who: Who, handle: str, form: Form) -> Response:  # noqa: ARG001 - carries the CSRF token
+    """Let somebody who lost their password choose a new one; the secret is shown once."""
+    service = service_of(request)
+    try:
+        made = service.recovery.issue(who, handle)
+    except ComgradError as error:
+        return _people(request, who, error=error)
+    return _people(request, who, reset=made, address=str(service.settings.public_url))
 
 
 @router.post("/people/{handle}/disable")

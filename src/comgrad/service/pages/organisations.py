@@ -27,11 +27,10 @@ def _list(
 ) -> Response:
     if not who.known:
         raise sign_in("your organisations")
-    found = service_of(request).organisations.mine(who)
+    service = service_of(request).organisations
+    values = {"orgs": service.mine(who), "invited": service.invited(who), "error": error}
     status = 200 if error is None else status_of(error)
-    return render(
-        request, who, "organisations.html", status=status, orgs=found, error=error, handle=handle, title_given=title
-    )
+    return render(request, who, "organisations.html", status=status, handle=handle, title_given=title, **values)
 
 
 @router.post("/organisations")
@@ -55,12 +54,14 @@ def _one(request: Request, who: Principal, handle: str, error: ComgradError | No
     if not who.known:
         raise sign_in("this organisation")
     service = service_of(request)
+    org = service.organisations.get(who, handle)
     return render(
         request,
         who,
         "organisation.html",
         status=200 if error is None else status_of(error),
-        org=service.organisations.get(who, handle),
+        org=org,
+        invited=service.organisations.invitations(who, handle) if org.role == "admin" else [],
         members=service.organisations.members(who, handle),
         shared=service.listings.page(who, Asked(owner=handle, limit=50)),
         error=error,
@@ -68,15 +69,52 @@ def _one(request: Request, who: Principal, handle: str, error: ComgradError | No
 
 
 @router.post("/organisations/{handle}/members")
-def put_member(request: Request, who: Who, handle: str, form: Form) -> Response:
-    """Add a member or change a role."""
+def change_role(request: Request, who: Who, handle: str, form: Form) -> Response:
+    """Change a member's role."""
     try:
-        service_of(request).organisations.put_member(
-            who, handle, form.get("member", "").strip(), form.get("role", "member")
-        )
+        service_of(request).organisations.change_role(who, handle, *_asked(form))
     except ComgradError as error:
         return _one(request, who, handle, error)
     return go(f"/organisations/{handle}")
+
+
+def _asked(form: dict[str, str]) -> tuple[str, str]:
+    """The member and the role that a form names."""
+    return form.get("member", "").strip(), form.get("role", "member")
+
+
+@router.post("/organisations/{handle}/invitations")
+def invite(request: Request, who: Who, handle: str, form: Form) -> Response:
+    """Ask an account to join."""
+    try:
+        service_of(request).organisations.invite(who, handle, *_asked(form))
+    except ComgradError as error:
+        return _one(request, who, handle, error)
+    return go(f"/organisations/{handle}")
+
+
+@router.post("/organisations/{handle}/invitations/withdraw")
+def withdraw(request: Request, who: Who, handle: str, form: Form) -> Response:
+    """Take an invitation back."""
+    try:
+        service_of(request).organisations.withdraw(who, handle, _asked(form)[0])
+    except ComgradError as error:
+        return _one(request, who, handle, error)
+    return go(f"/organisations/{handle}")
+
+
+@router.post("/organisations/{handle}/answer")
+def answer(request: Request, who: Who, handle: str, form: Form) -> Response:
+    """Join an organisation that asked one to, or say no."""
+    organisations = service_of(request).organisations
+    try:
+        if form.get("answer") == "yes":
+            organisations.accept(who, handle)
+            return go(f"/organisations/{handle}")
+        organisations.decline(who, handle)
+    except ComgradError as error:
+        return _list(request, who, error)
+    return go("/organisations")
 
 
 @router.post("/organisations/{handle}/members/remove")

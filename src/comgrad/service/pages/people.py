@@ -1,4 +1,4 @@
-"""Coming and going: the first start, signing in and out, invitations, new accounts, and the theme."""
+"""Coming and going: the first start, signing in and out, invitations, new accounts and passwords, and the theme."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from comgrad.errors import ComgradError
 from comgrad.service.auth.http import Form, Who, clear_session, client_of, set_session
 from comgrad.service.auth.identity import Principal
 from comgrad.service.core import service_of
-from comgrad.service.errors import status_of
+from comgrad.service.errors import TooMany, status_of
 from comgrad.service.pages.render import THEME_COOKIE, THEMES, YEAR, go, local, render
 
 router = APIRouter()
@@ -19,7 +19,7 @@ router = APIRouter()
 
 def _entered(request: Request, handle: str, password: str, address: str) -> Response:
     """Signed in, and on to another page."""
-    session = service_of(request).accounts.log_in(handle, password, client_of(request))
+    session = service_of(request).sessions.log_in(handle, password, client_of(request))
     answer = go(address)
     set_session(answer, session)
     return answer
@@ -29,6 +29,8 @@ def _again(request: Request, who: Principal, template: str, error: ComgradError,
     page = render(request, who, template, status=status_of(error), error=error, **values)
     if status_of(error) == 401:
         page.status_code = 422  # a form that was wrong, not a page that needs an account
+    if isinstance(error, TooMany):
+        page.headers["Retry-After"] = str(int(error.seconds) + 1)
     return page
 
 
@@ -59,7 +61,7 @@ def log_in(request: Request, who: Who, form: Form) -> Response:
 @router.post("/logout")
 def log_out(request: Request, who: Who, form: Form) -> Response:  # noqa: ARG001 - the form carries the CSRF token
     """Sign out."""
-    service_of(request).accounts.log_out(who)
+    service_of(request).sessions.log_out(who)
     answer = go("/")
     clear_session(answer)
     return answer
@@ -99,6 +101,23 @@ def accept(request: Request, who: Who, form: Form) -> Response:
         return _entered(request, handle, password, "/account")
     except ComgradError as error:
         return _again(request, who, "invitation.html", error, handle=handle[:60])
+
+
+@router.get("/reset")
+def reset(request: Request, who: Who, handle: str = "") -> Response:
+    """The form for somebody who lost their password and has an administrator's secret."""
+    return render(request, who, "reset.html", handle=handle[:60])
+
+
+@router.post("/reset")
+def choose_again(request: Request, who: Who, form: Form) -> Response:
+    """Choose a new password and sign in."""
+    handle, password = form.get("handle", "").strip(), form.get("password", "")
+    try:
+        service_of(request).recovery.use(handle, form.get("secret", "").strip(), password, client_of(request))
+        return _entered(request, handle, password, "/account?done=password")
+    except ComgradError as error:
+        return _again(request, who, "reset.html", error, handle=handle[:60])
 
 
 @router.get("/sign-up")

@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from comgrad.errors import ComgradError
 from comgrad.service.auth.identity import ANONYMOUS, Principal
+from comgrad.service.errors import TooMany
 from comgrad.service.pages import charts, formats
 from comgrad.service.pages.markdown import markdown
 
@@ -129,7 +130,8 @@ def render_error(request: Request, error: ComgradError, status: int) -> Response
         problem=error,
         status_code=status,
         heading=TITLES.get(status, "Not accepted"),
+        seconds=int(error.seconds) + 1 if isinstance(error, TooMany) else None,
     )
-    if status == 429:
-        page.headers["Retry-After"] = str(int(getattr(error, "seconds", 60)))
+    if isinstance(error, TooMany):
+        page.headers["Retry-After"] = str(int(error.seconds) + 1)
     return page

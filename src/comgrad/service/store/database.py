@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +14,16 @@ from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from comgrad.errors import StorageError
+from comgrad.errors import ComgradError, StorageError
 from comgrad.registry import disk
-from comgrad.registry.database import database_error, sqlite_engine
+from comgrad.registry.database import BUSY_SECONDS, database_error, sqlite_engine
 from comgrad.service.errors import Conflict
 from comgrad.service.store.tables import REVISIONS, VERSION_TABLE
 
 Rows = Connection
+AWAY_SECONDS = 10.0  # how long a request waits for a database that was restarted, before it says so
 _WRITE = "comgrad_write"
+FILE = "service.sqlite"
 _LOCK = 0x636F6D67  # PostgreSQL's advisory lock of this service: writers exclude each other, as in SQLite
 
 
@@ -41,7 +44,8 @@ class Database:
             disk.make_parents(folder)
         self.what = "the service's database"
         self.sqlite = url is None
-        self.file = folder / "service.sqlite"
+        self._writers = threading.Lock()
+        self.file = folder / FILE
         self.engine: Engine = sqlite_engine(self.file, read_only=False) if url is None else _postgres(url)
         if self.sqlite and not self.file.exists():
             os.close(os.open(self.file, os.O_CREAT | os.O_WRONLY, 0o600))  # passwords' hashes: nobody else's business
@@ -64,13 +68,27 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Rows]:
         """A writing transaction that is alone in writing; committed at the end. Raises StorageError, Conflict."""
-        with self._transaction(write=True) as rows:
+        with self._turn(), self._transaction(write=True) as rows:
             yield rows
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """SQLite's own waiting for another writer is sleeping and looking again, up to a tenth of a second each time; the
+        threads of one process hand the turn on at once."""
+        if not self.sqlite:
+            yield
+            return
+        if not self._writers.acquire(timeout=BUSY_SECONDS):
+            raise StorageError(self.what, "others are writing to it", "try again in a moment", code="locked")
+        try:
+            yield
+        finally:
+            self._writers.release()
 
     @contextlib.contextmanager
     def _transaction(self, *, write: bool) -> Iterator[Rows]:
         try:
-            with self.engine.connect() as connection:
+            with self._connected() as connection:
                 connection = connection.execution_options(**{_WRITE: write})
                 with connection.begin():
                     if write and not self.sqlite:
@@ -80,7 +98,29 @@ class Database:
             why = "something else was stored under the same key meanwhile"
             raise Conflict("the change", why, "look at the current state and try again") from error
         except SQLAlchemyError as error:
-            raise database_error(self.what, error) from error
+            raise self._error(error) from error
+
+    def _connected(self) -> Connection:
+        """A connection, waited for while the server is away: nothing has been done yet that could be done twice."""
+        if self.sqlite:
+            return self.engine.connect()
+
+        def connect() -> Connection:
+            try:
+                return self.engine.connect()
+            except SQLAlchemyError as error:
+                raise self._error(error) from error
+
+        from comgrad.registry import postgres  # only the larger size needs its libraries
+
+        return postgres.patiently(connect, AWAY_SECONDS)
+
+    def _error(self, error: SQLAlchemyError) -> ComgradError:
+        if self.sqlite:
+            return database_error(self.what, error)
+        from comgrad.registry import postgres
+
+        return postgres.error_of(self.what, error, self.engine.url.password)
 
     def alive(self) -> bool:
         """Whether a query is answered."""
@@ -119,7 +159,15 @@ class Database:
 
 
 def _postgres(url: str) -> Engine:
-    return create_engine(url, pool_size=8, max_overflow=16, pool_pre_ping=True, pool_recycle=1800)
+    return create_engine(
+        url,
+        pool_size=8,
+        max_overflow=16,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        hide_parameters=True,
+        connect_args={"connect_timeout": 10, "application_name": "comgrad"},
+    )
 
 
 def now() -> datetime:

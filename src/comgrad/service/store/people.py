@@ -1,10 +1,9 @@
-"""Rows of accounts, organisations, handles, sessions, tokens and failed sign-ins."""
+"""Rows of accounts, handles, sessions and tokens, and single values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select, update
@@ -98,7 +97,7 @@ def account(rows: Rows, identity: str) -> Account | None:
 
 
 def account_secrets(rows: Rows, identity: str) -> tuple[str | None, str | None, datetime | None]:
-    """Password hash, invitation's digest and its end."""
+    """Password hash; the digest of the secret that lets choose a new one (an invitation's or a reset's), and its end."""
     c = t.accounts.c
     row = rows.execute(select(c.password, c.invitation, c.invitation_until).where(c.id == identity)).first()
     return (None, None, None) if row is None else (row[0], row[1], row[2])
@@ -117,88 +116,6 @@ def has_admin(rows: Rows) -> bool:
 
 def _account(row: Row[Any]) -> Account:
     return Account(row.id, row.handle, row.site_admin, row.disabled, row.created_at, row.password is None)
-
-
-# -- organisations -------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Org:
-    """An organisation as one of its members sees it."""
-
-    id: str
-    handle: str
-    title: str
-    role: str | None
-    members: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"handle": self.handle, "title": self.title, "role": self.role, "members": self.members}
-
-
-@dataclass(frozen=True)
-class Member:
-    """One member of an organisation."""
-
-    account_id: str
-    handle: str
-    role: str
-    since: datetime
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"handle": self.handle, "role": self.role, "since": self.since.isoformat()}
-
-
-def put_org(rows: Rows, identity: str, handle: str, title: str) -> None:
-    """Insert an organisation."""
-    rows.execute(insert(t.organisations).values(id=identity, handle=handle, title=title, created_at=now()))
-
-
-def org(rows: Rows, identity: str, account_id: str | None) -> Org | None:
-    """An organisation, with the account's role in it."""
-    row = rows.execute(select(t.organisations).where(t.organisations.c.id == identity)).first()
-    if row is None:
-        return None
-    of = members(rows, identity)
-    role = next((m.role for m in of if m.account_id == account_id), None)
-    return Org(row.id, row.handle, row.title, role, len(of))
-
-
-def members(rows: Rows, identity: str) -> list[Member]:
-    """The members of an organisation, oldest first."""
-    m = t.memberships.c
-    query = (
-        select(m.account_id, t.accounts.c.handle, m.role, m.since)
-        .join(t.accounts, t.accounts.c.id == m.account_id)
-        .where(m.organisation_id == identity)
-        .order_by(m.since, m.account_id)
-    )
-    return [Member(*row) for row in rows.execute(query)]
-
-
-def roles(rows: Rows, account_id: str) -> dict[str, tuple[str, str]]:
-    """Organisation id → (handle, role) of an account."""
-    m = t.memberships.c
-    query = (
-        select(m.organisation_id, t.organisations.c.handle, m.role)
-        .join(t.organisations, t.organisations.c.id == m.organisation_id)
-        .where(m.account_id == account_id)
-    )
-    return {row[0]: (row[1], row[2]) for row in rows.execute(query)}
-
-
-def put_member(rows: Rows, org_id: str, account_id: str, role: str) -> None:
-    """Add a member, or change its role."""
-    m = t.memberships
-    where = (m.c.organisation_id == org_id) & (m.c.account_id == account_id)
-    if rows.execute(update(m).where(where).values(role=role)).rowcount == 0:
-        rows.execute(insert(m).values(organisation_id=org_id, account_id=account_id, role=role, since=now()))
-
-
-def drop_member(rows: Rows, org_id: str, account_id: str) -> None:
-    """Remove a member."""
-    m = t.memberships
-    rows.execute(delete(m).where(m.c.organisation_id == org_id, m.c.account_id == account_id))
 
 
 # -- sessions and tokens -------------------------------------------------------------------------------------------
@@ -255,28 +172,7 @@ def _token(row: Row[Any]) -> TokenInfo:
     return TokenInfo(row.id, row.account_id, row.name, scopes, *times)
 
 
-# -- failed sign-ins, single values --------------------------------------------------------------------------------
-def failed(rows: Rows, keys: Sequence[str], window: timedelta) -> int:
-    """The most failures of any of the keys within the window."""
-    f = t.failures.c
-    found = rows.execute(select(f.count).where(f.key.in_(keys), f.since >= now() - window)).scalars()
-    return max(found, default=0)
-
-
-def fail(rows: Rows, keys: Sequence[str], window: timedelta) -> None:
-    """Count a failure for each key; the count starts again when the window is over."""
-    f = t.failures
-    rows.execute(delete(f).where(f.c.since < now() - window))
-    for key in keys:
-        if rows.execute(update(f).where(f.c.key == key).values(count=f.c.count + 1)).rowcount == 0:
-            rows.execute(insert(f).values(key=key, count=1, since=now()))
-
-
-def forgive(rows: Rows, key: str) -> None:
-    """Forget a key's failures."""
-    rows.execute(delete(t.failures).where(t.failures.c.key == key))
-
-
+# -- single values -------------------------------------------------------------------------------------------------
 def value(rows: Rows, name: str) -> str | None:
     """A single stored value."""
     row = rows.execute(select(t.values.c.value).where(t.values.c.name == name)).first()

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from comgrad.registry.models import UtcDateTime
 
 # Append only: the migrations' revisions, oldest first.
-REVISIONS = ("s0001",)
+REVISIONS = ("s0001", "s0002")
 VERSION_TABLE = "alembic_version_service"
 
 metadata = MetaData()
@@ -42,7 +42,7 @@ accounts = Table(
     Column("id", ID, primary_key=True),
     Column("handle", String(64), nullable=False),
     Column("password", String(300)),
-    Column("invitation", DIGEST),
+    Column("invitation", DIGEST),  # of the secret that lets choose a password: the first one, or after a reset
     Column("invitation_until", UtcDateTime),
     Column("site_admin", Boolean, nullable=False),
     Column("disabled", Boolean, nullable=False),
@@ -65,6 +65,17 @@ memberships = Table(
     Column("account_id", ID, ForeignKey("service_accounts.id"), primary_key=True),
     Column("role", String(10), nullable=False),
     Column("since", UtcDateTime, nullable=False),
+)
+
+org_invitations = Table(  # membership needs the account's own yes
+    "service_org_invitations",
+    metadata,
+    Column("organisation_id", ID, ForeignKey("service_organisations.id"), primary_key=True),
+    Column("account_id", ID, ForeignKey("service_accounts.id"), primary_key=True, index=True),
+    Column("role", String(10), nullable=False),
+    Column("invited_by", ID, ForeignKey("service_accounts.id"), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
 )
 
 tokens = Table(
@@ -90,7 +101,7 @@ sessions = Table(
     Column("expires_at", UtcDateTime, nullable=False),
 )
 
-failures = Table(  # failed sign-ins by handle and by address, over all processes
+failures = Table(  # attempts at secrets by handle and by address, over all processes; `since`: the last one
     "service_failures",
     metadata,
     Column("key", String(200), primary_key=True),

@@ -80,6 +80,18 @@ def live_uploads(rows: Rows) -> set[str]:
     return set(rows.execute(select(c.id).where(c.state.in_(["open", "checking"]))).scalars())
 
 
+def ended_uploads(rows: Rows, before: datetime, limit: int) -> list[UploadRow]:
+    """Sessions that are over and whose time was up before, oldest first."""
+    c = t.uploads.c
+    query = select(t.uploads).where(c.state.in_(["done", "refused", "cancelled"]), c.expires_at < before)
+    return [_upload(r) for r in rows.execute(query.order_by(c.created_at).limit(limit))]
+
+
+def drop_uploads(rows: Rows, identities: Sequence[str]) -> None:
+    """Delete sessions."""
+    rows.execute(delete(t.uploads).where(t.uploads.c.id.in_(identities)))
+
+
 def left_over_uploads(rows: Rows) -> list[tuple[str, str, dict[str, Any] | None]]:
     """Sessions that are being checked by a job that is over: id, the job's state, its error."""
     u, j = t.uploads.c, t.jobs.c

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from comgrad.errors import ComgradError
@@ -84,7 +84,7 @@ class Guard:
             except ComgradError as error:
                 if told["status"]:
                     raise
-                await refuse(error, guarded)
+                await refuse(error, guarded, scope)
                 self._metrics().refused.labels(error.code).inc()
             except ClientDisconnect:
                 log.info("the client went away", extra={"request": told["id"]})
@@ -92,7 +92,7 @@ class Guard:
                 log.error("the service made a mistake", exc_info=error, extra={"request": told["id"]})
                 if told["status"]:
                     raise  # half an answer was sent: the connection must break
-                await refuse(MISTAKE, guarded)
+                await refuse(MISTAKE, guarded, scope)
         finally:
             self._tell(scope, told, client, time.perf_counter() - began)
 
@@ -185,12 +185,28 @@ def _route(scope: Scope) -> str:
     return f"{API}{found}" if inner else found
 
 
-async def refuse(error: ComgradError, send: Send) -> None:
-    """Answer with an error, before any handler was reached."""
-    body = json.dumps({"error": error.as_dict()}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(b"connection", b"close")]
+async def refuse(error: ComgradError, send: Send, scope: Scope) -> None:
+    """Answer with an error, before any handler was reached: a page where pages are served, else JSON."""
+    headers = [(b"connection", b"close")]
     if isinstance(error, TooMany):
         headers.append((b"retry-after", str(int(error.seconds) + 1).encode()))
-    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    found = None if scope["path"].startswith("/api/") else _page(error, scope)
+    status, kind, body = found or (
+        status_of(error),
+        b"application/json",
+        json.dumps({"error": error.as_dict()}).encode(),
+    )
+    headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _page(error: ComgradError, scope: Scope) -> tuple[int, bytes, bytes] | None:
+    """The error as a page: status, type and body; None where no pages are served, or not even that works."""
+    show = scope["app"].state.render_error
+    try:
+        page = None if show is None else show(Request(scope), error, status_of(error))
+    except Exception:
+        log.exception("the page of an error could not be made")
+        page = None
+    return None if page is None else (page.status_code, page.headers["content-type"].encode(), bytes(page.body))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -50,14 +51,21 @@ def network(address: str) -> str:
     return str(ipaddress.ip_network((found, 64), strict=False))
 
 
-_COMPUTED = ("/api/v1/suggestions", "/suggest", "/api/v1/trends", "/api/v1/compare", "/trends", "/compare")
-_LOGIN = ("/api/v1/session", "/api/v1/first-start", "/api/v1/accounts", "/login", "/first-start", "/accept")
+_COMPUTED = (
+    *("/api/v1/suggestions", "/api/v1/trends", "/api/v1/compare", "/api/v1/map"),
+    *("/suggest", "/trends", "/compare", "/map"),
+)
+_OF_ONE = re.compile(r"/api/v1/vectors/[^/]+/(neighbours|profile)\Z")
+_LOGIN = (
+    *("/api/v1/session", "/api/v1/first-start", "/api/v1/accounts"),
+    *("/login", "/first-start", "/invitation", "/sign-up", "/reset", "/account/password"),
+)
 
 
 def kind_of(method: str, path: str) -> str:
     """Which bucket a request draws from."""
     if method in ("GET", "HEAD", "OPTIONS"):
-        return "computed" if path in _COMPUTED else "read"
+        return "computed" if path in _COMPUTED or _OF_ONE.match(path) else "read"
     if path.startswith(_LOGIN) and method == "POST":
         return "login"
     return "computed" if path in _COMPUTED else "write"

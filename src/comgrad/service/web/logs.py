@@ -10,7 +10,7 @@ import time
 from typing import Any, TextIO
 
 _SECRETS = re.compile(
-    r"cg[tsif]_[A-Za-z0-9_\-]{8,}"  # this service's own
+    r"cg[tsifr]_[A-Za-z0-9_\-]{8,}"  # this service's own
     r"|hf_[A-Za-z0-9]{8,}"
     r"|(?i:bearer|basic)\s+[A-Za-z0-9._~+/=\-]{8,}"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # name and password in an address

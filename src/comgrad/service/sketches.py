@@ -1,0 +1,88 @@
+"""The sketches of vectors, in memory and in a file of derived data."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comgrad.errors import ComgradError
+from comgrad.service.scope import Matrix, Places
+from comgrad.service.vectors import Listing
+from comgrad.service.warm import Geometry
+
+SIZE = 1024
+_ROW = np.dtype([("id", "S48"), ("check", "<u4"), ("numbers", "<f2", (SIZE,))])
+
+
+class Sketches:
+    """Unit sketches by vector id, in memory and in a file that may be deleted; many processes append to it."""
+
+    def __init__(self, folder: Path) -> None:
+        from comgrad.geometry.sketch import NUMBERS, VERSION
+
+        assert NUMBERS == SIZE
+        self._file = folder / f"sketches-{VERSION}.bin"
+        self._lock = threading.RLock()
+        self._place: dict[str, int] = {}
+        self._rows: Matrix = np.zeros((0, SIZE), dtype=np.float32)
+        self._read = 0
+
+    def places(self, group: Sequence[Listing], geometry: Geometry) -> Places:
+        """The rows of these listings; what has none yet is read and sketched. −1 where a vector cannot be read."""
+        missing = [x for x in group if x.id not in self._place]
+        if missing:
+            self._catch_up()
+            for x in missing:
+                if x.id not in self._place:
+                    self._add(x, geometry)
+        return np.array([self._place.get(x.id, -1) for x in group], dtype=np.intp)
+
+    def rows(self) -> Matrix:
+        """All rows; a row never changes."""
+        return self._rows[: len(self._place)]
+
+    def _add(self, x: Listing, geometry: Geometry) -> None:
+        from comgrad.geometry.sketch import sketch
+
+        try:
+            found = sketch(geometry.vector(x.entry))
+        except ComgradError:
+            return  # its file is lost: the others are compared all the same
+        row = np.zeros(1, dtype=_ROW)
+        row["id"] = x.id.encode()
+        row["numbers"] = found / (float(np.linalg.norm(found)) or 1.0)
+        row["check"] = zlib.crc32(row["numbers"].tobytes())
+        with self._lock:
+            self._take(row)
+        with contextlib.suppress(OSError), self._file.open("ab", buffering=0) as file:  # derived: losing it costs time
+            file.write(row.tobytes())
+
+    def _catch_up(self) -> None:
+        """Read what this or another process appended since the last time; a torn row is skipped."""
+        with self._lock, contextlib.suppress(OSError):
+            size = self._file.stat().st_size // _ROW.itemsize
+            if size > self._read:
+                with self._file.open("rb") as file:
+                    file.seek(self._read * _ROW.itemsize)
+                    data = file.read((size - self._read) * _ROW.itemsize)
+                self._read = size
+                self._take(np.frombuffer(data, dtype=_ROW, count=len(data) // _ROW.itemsize))
+
+    def _take(self, found: np.ndarray[Any, Any]) -> None:
+        for row in found:
+            identity = bytes(row["id"]).decode("ascii", "replace")
+            if identity in self._place or zlib.crc32(row["numbers"].tobytes()) != row["check"]:
+                continue
+            at = len(self._place)
+            if at == len(self._rows):
+                grown = np.zeros((max(256, 2 * at), SIZE), dtype=np.float32)
+                grown[:at] = self._rows
+                self._rows = grown
+            self._rows[at] = row["numbers"]
+            self._place[identity] = at
