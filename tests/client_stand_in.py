@@ -71,6 +71,7 @@ class StandIn:
     sent: int = 0
     sign_out: int = 204
     revoked: bool = False
+    cookie: str = "comgrad_session"
 
     def share(self, name: str, description: str, files: dict[str, bytes]) -> str:
         """Put a vector in; its id."""
@@ -116,9 +117,8 @@ class StandIn:
         self, method: str, path: str, headers: dict[str, str], body: bytes, _query: dict[str, list[str]]
     ) -> tuple[int, dict[str, str], bytes]:
         parts = [unquote(p) for p in path.removeprefix("/api/v1/").split("/")]
-        signed_in = (
-            not self.revoked and headers.get("authorization") == f"Bearer {TOKEN}"
-        ) or "comgrad_session=s3cret" in headers.get("cookie", "")
+        by_cookie = headers.get("cookie") == f"{self.cookie}=s3cret"
+        signed_in = by_cookie or (not self.revoked and headers.get("authorization") == f"Bearer {TOKEN}")
         match method, parts:
             case "GET", ["service"]:
                 return _json({"name": "stand-in", "limits": {"chunk_bytes": self.chunk}})
@@ -128,7 +128,7 @@ class StandIn:
                     return _refused(
                         401, "sign-in", "the name and the password", "they do not belong together", "try again"
                     )
-                return 200, {"Set-Cookie": "comgrad_session=s3cret; HttpOnly; Path=/"}, b'{"csrf": "c", "account": {}}'
+                return 200, {"Set-Cookie": f"{self.cookie}=s3cret; HttpOnly; Path=/"}, b'{"csrf": "c", "account": {}}'
             case "GET", ["session"] if signed_in and not self.revoked:
                 return _json({"account": {"handle": "ada"}})
             case "DELETE", ["session"] if signed_in:

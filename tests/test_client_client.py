@@ -20,6 +20,7 @@ from comgrad.client.parcel import Part
 from comgrad.client.paths import quoted
 from comgrad.client.wire import Patience, Wire
 from comgrad.errors import ComgradError, FileRefused, NotFound
+from test_explain_explanation import WHOLE
 
 FILES = {
     "vector.safetensors": bytes(range(256)) * 40,
@@ -217,6 +218,14 @@ def test_a_segment_stays_one_segment(text: str) -> None:
 
     back = re.sub(rb"%([0-9A-F]{2})", lambda m: bytes([int(m[1], 16)]), made.encode())
     assert back == text.encode("utf-8", "replace")
+
+
+def test_a_figure_of_an_explanation_that_is_no_number_here_is_refused(client: Client, hub: StandIn) -> None:
+    explanation = {**WHOLE.as_dict(), "norm": 10**400}
+    body = json.dumps({"job": {"id": "jb-1", "state": "done", "result": {"explanation": explanation}}}).encode()
+    hub.faults = [Fault("GET", "jobs/jb-1", status=200, body=body)]
+    with pytest.raises(NotTrusted, match="another form"):
+        client.explain(parcel_of())
 
 
 # -- pushing -----------------------------------------------------------------------------------------------------------

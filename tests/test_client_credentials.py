@@ -189,8 +189,9 @@ def test_printing_a_credential_hides_its_token() -> None:
     assert TOKEN not in repr(Credential("https://a.example", TOKEN))
 
 
-def test_signing_in_by_password_keeps_a_token_and_no_password(folder: Path) -> None:
-    hub = StandIn()
+@pytest.mark.parametrize("cookie", ["comgrad_session", "__Host-comgrad_session"])  # over http, and over https
+def test_signing_in_by_password_keeps_a_token_and_no_password(folder: Path, cookie: str) -> None:
+    hub = StandIn(cookie=cookie)
     with running(hub) as origin:
         where = address(origin)
         with pytest.raises(ComgradError, match="do not belong together"):

@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from comgrad.cli.main import app
+from comgrad.service.settings import Settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -45,6 +46,22 @@ def test_the_example_holds_no_secret() -> None:
     lines = (DEPLOY / "environment.example").read_text().splitlines()
     values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert values == dict.fromkeys(SECRETS, "")
+
+
+def test_no_remark_becomes_part_of_a_value() -> None:
+    lines = (DEPLOY / "environment.example").read_text().splitlines()
+    values = [m[1] for line in lines if (m := re.fullmatch(r"(?:# )?[A-Z_]+=(.*)", line))]
+    assert len(values) > len(SECRETS)
+    assert not any(re.search(r"\s", value) for value in values)
+
+
+def test_the_service_is_given_the_time_it_takes_to_stop() -> None:
+    needed = Settings().stop_seconds
+    for name in ("comgrad.service", "comgrad-worker@.service"):
+        [given] = re.findall(r"TimeoutStopSec=(\d+)\n", (DEPLOY / "systemd" / name).read_text())
+        assert int(given) > needed
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    assert all(int(services[name]["stop_grace_period"].rstrip("s")) > needed for name in ("service", "worker"))
 
 
 def test_what_the_files_start_exists() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from comgrad.geometry.gram import gram
-from comgrad.geometry.sketch import NUMBERS, sketch
+from comgrad.geometry.sketch import BLOCK, NUMBERS, SIDE, sketch
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import Dense, LowRank
 from comgrad.vectors.task_vector import TaskVector
@@ -49,3 +53,52 @@ def test_the_random_numbers_are_fixed_for_ever() -> None:
 
 
 FIXED_SUM, FIXED_SIZE = -1.951707, 107.47391
+
+
+def _blocks(name: str, side: str, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """P of each block of one side, from nothing but its definition."""
+    for at in range(0, size, BLOCK):
+        cut, block = slice(at, min(size, at + BLOCK)), name if at == 0 else f"{name} {at}"
+        seeds = [hashlib.sha256(words.encode()).digest()[:16] for words in (f"1 {side}", f"1 {side} {block}")]
+        numbers, signs = (np.random.Generator(np.random.PCG64(int.from_bytes(seed, "little"))) for seed in seeds)
+        n = cut.stop - cut.start
+        P = numbers.standard_normal((n, SIDE), dtype=np.float32) * (2 * signs.integers(0, 2, n) - 1)[:, None]
+        yield cut, torch.from_numpy(P / SIDE**0.5).float()
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (7,), (5, 9), (4, 3, 2), (BLOCK, 2), (BLOCK + 100,), (3, BLOCK + 5), (BLOCK + 1, 2)]
+)
+def test_a_sketch_is_the_sum_of_those_of_its_tensors_blocks(shape: tuple[int, ...]) -> None:
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    M = W.reshape(shape[0] if shape else 1, -1)
+    expected = sum(
+        P.T @ M[rows, columns] @ Q
+        for rows, P in _blocks("w", "out", M.shape[0])
+        for columns, Q in _blocks("w", "in", M.shape[1])
+    )
+    assert isinstance(expected, torch.Tensor)
+    found = torch.from_numpy(sketch(TaskVector(BASE, {"w": Dense(W)})))
+    assert torch.allclose(found, expected.ravel(), atol=1e-4 * float(W.norm()))
+    if len(shape) == 2:
+        low = LowRank(M.float(), torch.eye(M.shape[1]), 1.0) if M.shape[1] < 9 else LowRank(torch.eye(shape[0]), M, 1.0)
+        assert torch.allclose(
+            torch.from_numpy(sketch(TaskVector(BASE, {"w": low}))), found, atol=1e-4 * float(W.norm())
+        )
+
+
+def test_a_large_tensor_needs_no_more_room_than_a_block() -> None:
+    tau = TaskVector(
+        BASE, {"w": Dense(torch.ones(1 << 20)), "v": LowRank(torch.ones(1 << 20, 1), torch.ones(1, 2), 1.0)}
+    )
+    tracemalloc.start()  # of the random numbers, which are numpy's
+    try:
+        sketch(tau)
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_tensors_without_elements_are_sketched() -> None:
+    tau = TaskVector(BASE, {"a.weight": Dense(torch.zeros(0, 3)), "b.bias": Dense(torch.zeros(0))})
+    assert not sketch(tau).any()

@@ -3,6 +3,7 @@ one address with too many connections. Attack row 22."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from comgrad.service.settings import Settings
 from comgrad.service.web.connections import bounded
@@ -154,6 +156,82 @@ def test_an_answer_that_nobody_takes_is_given_up() -> None:
         while server.server_state.connections:
             assert time.monotonic() < until, "it still waits for its reader"
             time.sleep(0.05)
+
+
+class Sink(asyncio.Transport):
+    """A transport whose reader takes what the test says: what is left unread, and whether it was given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.aborted, self.closing = 0, False, False
+
+    def write(self, data: object) -> None:
+        self.left += len(data)  # type: ignore[arg-type]
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def is_closing(self) -> bool:
+        return self.closing or self.aborted
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+async def until(met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LONG):
+        while not met():
+            await asyncio.sleep(0.01)
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"Connection: close\r\n\r\n"], ids=["kept", "closed"])
+def test_the_rest_of_an_answer_has_a_clock_after_some_of_it_was_taken(end: bytes) -> None:
+    async def scenario() -> None:
+        config = uvicorn.Config(app, http="h11", lifespan="off", log_level="critical")
+        protocol = bounded(Settings(head_seconds=LONG, unread_seconds=0.1))(config, ServerState(), {})
+        sink = Sink()
+        protocol.connection_made(sink)
+        protocol.data_received(REQUEST + end)
+        await until(lambda: sink.left > 0 and protocol.cycle.response_complete)
+        protocol.pause_writing()  # the answer filled the buffer
+        sink.left = 1
+        protocol.resume_writing()  # and most of it was taken
+        try:
+            await until(lambda: sink.aborted)
+        finally:
+            protocol.connection_lost(None)
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_that_waits_for_its_reader_has_a_clock_of_its_own() -> None:
+    """The clock of an earlier answer's end does not stand in the way of a later one's."""
+
+    async def scenario() -> None:
+        config = uvicorn.Config(app, http="h11", lifespan="off", log_level="critical")
+        protocol = bounded(Settings(head_seconds=LONG, unread_seconds=0.1))(config, ServerState(), {})
+        sink = Sink()
+        protocol.connection_made(sink)
+        protocol.data_received(REQUEST + b"\r\n")
+        await until(lambda: protocol.cycle.response_complete)
+        protocol.data_received(REQUEST + b"\r\n")
+        protocol.pause_writing()
+        try:
+            await until(lambda: sink.aborted)
+        finally:
+            protocol.connection_lost(None)
+
+    asyncio.run(scenario())
 
 
 def test_one_address_holds_so_many_connections_and_no_more() -> None:

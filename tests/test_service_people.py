@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comgrad.service.auth import guessing
+from comgrad.service.auth import guessing, organisations, secrets
 from comgrad.service.auth.guessing import ATTACKED, FIRST, FREE, FREE_ATTACKED, LONGEST, QUIET, Guesses
-from comgrad.service.errors import SignInNeeded, TooMany
+from comgrad.service.errors import Forbidden, SignInNeeded, TooMany
 from comgrad.service.store import guesses, people
 from comgrad.service.store.database import Database, new_id, now
 from comgrad.service.web.limits import kind_of
@@ -73,6 +73,17 @@ def test_nobody_becomes_a_member_without_their_own_yes(site: Site) -> None:
     assert changed.json()["member"]["role"] == "member"
     assert site.call("other", "DELETE", f"{API}/orgs/lab/members/eve").status_code == 204
     assert site.service.audit.broken() is None
+
+
+def test_an_invitation_is_renewed_at_the_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(organisations, "MOST", 1)
+    assert site.call("owner", "POST", f"{API}/orgs", json={"handle": "crew"}).status_code == 201
+    for role in ("member", "admin"):
+        answer = site.call("org-admin", "PUT", f"{API}/orgs/lab/invitations/ann", json={"role": role})
+        assert answer.status_code == 200, answer.text
+    refused = site.call("owner", "PUT", f"{API}/orgs/crew/invitations/ann", json={"role": "member"})
+    assert (refused.status_code, "invitations wait" in refused.json()["error"]["why"]) == (409, True)
+    assert site.call("site-admin", "DELETE", f"{API}/account/invitations/lab").status_code == 204
 
 
 def test_an_invitation_is_declined_withdrawn_renewed_and_ends(site: Site) -> None:
@@ -273,15 +284,68 @@ def test_a_reset_works_once_for_one_account_and_ends_its_sessions(site: Site) ->
     assert made["secret"] not in json.dumps(entries)
 
 
-def test_a_reset_ends_by_time_and_by_signing_in(site: Site) -> None:
+def test_a_reset_ends_by_time_and_not_by_signing_in(site: Site) -> None:
     made = issued(site, "mia")
     with site.service.database.write() as rows:
         people.change_account(rows, site.ids["member"], invitation_until=now() - timedelta(seconds=1))
     assert use(site, made["secret"], handle="mia") == 403
     again = issued(site, "mia")
-    site.service.sessions.log_in("mia", PASSWORD, "192.0.2.8")  # whoever has the password needs none
-    assert use(site, again["secret"], handle="mia") == 403
-    assert site.service.sessions.log_in("mia", PASSWORD, "192.0.2.8").account.handle == "mia"
+    stolen = site.service.sessions.log_in("mia", PASSWORD, "192.0.2.8")  # whoever stole the password cannot cancel it
+    assert use(site, again["secret"], handle="mia") == 200
+    assert site.service.sessions.of_session(stolen.secret, "") is None
+
+
+def while_checked(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen while the next password is being stretched."""
+    real = secrets.matches
+
+    def slowly(password: str, stored: str | None) -> bool:
+        monkeypatch.setattr(secrets, "matches", real)
+        happens()
+        return real(password, stored)
+
+    monkeypatch.setattr(secrets, "matches", slowly)
+
+
+def test_a_log_in_that_a_reset_overtakes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path, workers="none") as made:
+        sessions, reset = made.service.sessions, issued(made, "eve")
+        while_checked(monkeypatch, lambda: use(made, reset["secret"]))
+        with pytest.raises(SignInNeeded, match="do not belong together"):
+            sessions.log_in("eve", PASSWORD)
+        opened = sessions.log_in("eve", NEW)
+        thief = sessions.of_session(opened.secret, "")
+        assert thief is not None
+        again = issued(made, "eve")
+        while_checked(monkeypatch, lambda: use(made, again["secret"], password=PASSWORD))
+        with pytest.raises(Forbidden, match="not this account's"):
+            sessions.change_password(thief, NEW, NEW + " too")
+        assert sessions.of_session(opened.secret, "") is None
+        assert sessions.log_in("eve", PASSWORD).account.handle == "eve"
+
+
+def test_no_reset_and_no_invitation_works_while_shut_out(tmp_path: Path) -> None:
+    with running(tmp_path, workers="none") as made:
+
+        def shut_out(handle: str, disabled: bool) -> None:
+            answer = made.call("site-admin", "PUT", f"{API}/accounts/{handle}/disabled", json={"disabled": disabled})
+            assert answer.status_code == 200, answer.text
+
+        reset = issued(made, "eve")
+        shut_out("eve", True)
+        with made.service.database.write() as rows:  # as one that was put in by hand, or came with a backup
+            until = {"invitation": secrets.digest("by hand"), "invitation_until": now() + timedelta(hours=1)}
+            people.change_account(rows, made.ids["other"], **until)
+        assert use(made, "by hand") == 403
+        shut_out("eve", True)
+        shut_out("eve", False)
+        assert use(made, "by hand") == use(made, reset["secret"]) == 403  # being shut out ended them
+        invited = made.call("site-admin", "POST", f"{API}/invitations", json={"handle": "new"}).json()
+        body = {"handle": "new", "secret": invited["secret"], "password": NEW}
+        shut_out("new", True)
+        assert made.client.post(f"{API}/accounts/accept", json=body).status_code == 403
+        shut_out("new", False)
+        assert made.client.post(f"{API}/accounts/accept", json=body).status_code in (200, 201)
 
 
 def test_only_accounts_with_a_password_are_reset(site: Site) -> None:

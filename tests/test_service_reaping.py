@@ -104,6 +104,23 @@ def test_nor_does_one_whose_database_stays_away(
     assert (stored(site), upload(site, identity)["state"]) == ([], "refused")
 
 
+def test_nor_does_one_that_fails_at_once_after_storing(
+    site: Site, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity, job = handed_over(site, files)
+
+    def wrong(*args: object) -> str:
+        assert len(stored(site)) == 1
+        raise RuntimeError("a mistake of ours")
+
+    with monkeypatch.context() as m:
+        m.setattr(Admission, "_listed", wrong)
+        site.service.jobs.run(job)
+    found = site.call("owner", "GET", f"{API}/jobs/{job}").json()["job"]
+    assert (found["state"], found["error"]["code"]) == ("failed", "internal")
+    assert (stored(site), upload(site, identity)["state"]) == ([], "refused")
+
+
 def test_what_somebody_else_lists_meanwhile_stays(
     site: Site, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from comgrad.errors import NotFound, StorageError
 from comgrad.registry.names import name_key
 from comgrad.service.auth.identity import ANONYMOUS, Principal
+from comgrad.service.errors import Busy
 from comgrad.service.files import Files
 from comgrad.service.insight import Insight
+from comgrad.service.jobs.analysis import Analysis
 from comgrad.service.nearness import CANDIDATES, Nearness
 from comgrad.service.scope import Group, Scope, described
 from comgrad.service.sketches import Sketches
@@ -74,6 +78,7 @@ def test_a_scope_that_follows_changes_is_the_one_made_anew(site: Site) -> None:
             assert followed.listings == anew.listings
             assert [x.id for x in followed.described.listings] == [x.id for x in anew.described.listings]
             assert np.array_equal(followed.described.rows, anew.described.rows)
+            assert followed.before is None  # no older rows are held
             assert [g.digest for g in followed.groups] == [g.digest for g in anew.groups]
         assert scopes.scope(ANONYMOUS) is scopes.scope(ANONYMOUS)
     with site.service.database.write() as rows:
@@ -220,6 +225,149 @@ def test_sketches_are_kept_for_other_processes_and_torn_rows_are_made_again(site
     assert np.allclose(np.linalg.norm(second.rows()[again], axis=1), 1.0, atol=1e-2)
 
 
+def test_a_torn_row_costs_no_later_row_and_what_is_gone_leaves_the_file(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = site.service.scopes.geometry
+    group = site.service.scopes.scope(ANONYMOUS).groups[0]
+    Sketches(tmp_path).places(group[:3], geometry)
+    file = next(tmp_path.iterdir())
+    row = file.stat().st_size // 3
+    with file.open("r+b") as torn:
+        torn.truncate(3 * row - 50)
+    Sketches(tmp_path).places(group, geometry)
+    monkeypatch.setattr(geometry, "vector", lambda entry: pytest.fail("it is read"))
+    third = Sketches(tmp_path)
+    assert (third.places(group, geometry) >= 0).all()
+    assert file.stat().st_size == row * (len(group) + 1)
+    gone = Sketches(tmp_path)
+    gone.prune(group.ids - {group[4].id})
+    assert file.stat().st_size == row * (len(group) - 1)
+    assert group[4].id.encode() not in file.read_bytes()
+    kept = gone.places([x for x in group if x is not group[4]], geometry)
+    whole = third.places([x for x in group if x is not group[4]], geometry)
+    assert np.allclose(gone.rows()[kept], third.rows()[whole])
+
+
+AWAY = StorageError("the object store", "it does not answer", "try again later", code="unavailable")
+LOST = StorageError("the file", "it is missing", "add the same file again", code="blob-missing")
+
+
+def test_only_a_lost_vector_is_left_out_of_the_sketches(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = site.service.scopes.geometry
+    group = site.service.scopes.scope(ANONYMOUS).groups[0][:2]
+
+    def failing(error: Exception) -> None:
+        def vector(entry: object) -> None:
+            raise error
+
+        monkeypatch.setattr(geometry, "vector", vector)
+
+    sketches = Sketches(tmp_path)
+    for lost in (LOST, MemoryError()):
+        failing(lost)
+        assert sketches.places(group, geometry).tolist() == [-1, -1]
+    failing(AWAY)
+    with pytest.raises(StorageError, match="does not answer"):
+        sketches.places(group, geometry)
+
+
+@pytest.mark.parametrize("error", [AWAY, Busy("the question", "it is being computed", "ask again"), LOST])
+def test_a_hiccup_of_the_storage_is_not_kept_as_having_no_neighbours(
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    service = site.service
+
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(service.insight._nearness, "surroundings", failing)
+    analysis = Analysis(
+        service.database, service.scopes, service.insight._nearness, service.uploads, service.jobs, service.settings
+    )
+    scope = service.scopes.scope(ANONYMOUS)
+    if error is LOST:
+        assert analysis._surroundings(scope.listings[0], scope)["neighbours"] == []
+    else:
+        with pytest.raises(type(error)):
+            analysis._surroundings(scope.listings[0], scope)
+
+
+def test_a_hiccup_of_the_storage_hides_copies_and_doubts_as_their_admission_found_them(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = site.service
+    finding, geometry = service.insight.finding, service.scopes.geometry
+    first, copy, odd = service.scopes.scope(ANONYMOUS).groups[0][:3]
+    found = [
+        (copy, {"neighbours": [], "copy_of": first.id}),
+        (odd, {"neighbours": [], "doubt": "it is odd", "about": [first.id]}),
+    ]
+    try:
+        with service.database.write() as rows:
+            for x, related in found:
+                things.change_listing(rows, x.id, x.owner_id, related=related)
+
+        def failing(*_: object) -> None:
+            raise AWAY
+
+        with monkeypatch.context() as patch:
+            patch.setattr(geometry, "_built", failing)
+            geometry._whole.clear()
+            counted, whole = finding._counted(service.scopes.scope(ANONYMOUS))
+        assert counted.hidden == {copy.id} and counted.copies == {first.id: 1}
+        assert counted.doubt == {odd.id: "it is odd"}
+        assert not whole
+    finally:
+        with service.database.write() as rows:
+            for x, _ in found:
+                things.change_listing(rows, x.id, x.owner_id, related=x.row.related)
+
+
+def test_without_an_encoder_a_search_is_by_words(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comgrad.describe import encoder
+
+    real, finding = encoder.load_encoder, site.service.insight.finding
+    monkeypatch.setattr(encoder, "load_encoder", lambda: real("nobody/no-such-encoder"))
+    monkeypatch.setattr(finding, "_meant", type(finding._meant)())
+    text = "decide whether a sentence is acceptable"
+    with pytest.raises(NotFound):
+        finding.meaning(text)
+    found = finding.search(ANONYMOUS, text, limit=3)
+    assert found and found == finding.search(ANONYMOUS, text, limit=3, words=True)
+
+
+def test_an_older_map_stands_in_while_the_newest_window_slides(site: Site) -> None:
+    service = site.service
+    settings = service.settings.model_copy(update={"whole_scope": 10})
+    insight = Insight(service.scopes, service.listings, Nearness(service.scopes.geometry, settings), settings)
+    group = service.scopes.scope(ANONYMOUS).groups[0]
+    assert len(group) == COUNT
+
+    def seen(at: int, visibility: str) -> None:
+        with service.database.write() as rows:
+            things.change_listing(rows, group[at].id, group[at].owner_id, visibility=visibility)
+
+    try:
+        seen(-1, "private")
+        before = insight.map(ANONYMOUS)
+        assert before["left_out"] == 1
+        seen(-1, "public")
+        during = insight.map(ANONYMOUS)
+        assert during == before | {"left_out": 2}
+        until = time.monotonic() + 120
+        while (after := insight.map(ANONYMOUS))["version"] == before["version"]:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        seen(5, "private")  # of both windows
+        assert insight.map(ANONYMOUS)["version"] not in {before["version"], after["version"]}
+    finally:
+        seen(-1, "public")
+        seen(5, "public")
+
+
 def test_what_computes_is_not_cheap() -> None:
     for path in ("/vectors/tv-1/neighbours", "/vectors/tv-1/profile", "/map", "/trends", "/compare"):
         assert kind_of("GET", f"{API}{path}") == "computed"
@@ -249,6 +397,31 @@ def test_the_first_search_of_a_scope_waits_for_no_geometry(site: Site, monkeypat
         over.set()
 
 
+def test_a_mistake_in_the_background_is_logged_and_no_searchs_mistake(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    geometry, began = site.service.scopes.geometry, threading.Event()
+
+    def odd(*_: object) -> None:
+        assert began.wait(120)
+        raise ValueError("an odd matrix")
+
+    monkeypatch.setattr(geometry, "_built", odd)
+    geometry._whole.clear()
+    group = site.service.scopes.scope(ANONYMOUS).groups[0]
+    with caplog.at_level(logging.ERROR, logger="comgrad.service"):
+        future = geometry.prepare(group)
+        threading.Timer(0.2, began.set).start()
+        with pytest.raises(Busy, match="could not be computed"):
+            geometry.warm(group, patience=120)
+        assert isinstance(future.exception(), ValueError)
+        assert geometry.soon(group, 120) is None
+        done = threading.Event()
+        geometry.later(done.set)
+        assert done.wait(120)
+    assert "an odd matrix" in caplog.text
+
+
 def test_nobody_waits_at_the_end_for_what_is_being_made(tmp_path: Path, zoo: list[Path]) -> None:
     over = threading.Event()
     try:
@@ -265,6 +438,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from comgrad.service.insight import Insight
+from comgrad.service.jobs.analysis import Analysis
 from comgrad.service.serve import serve
 from comgrad.service.settings import Settings
 def stuck(self, who, base=None):

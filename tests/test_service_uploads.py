@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import anyio
 import pytest
 
+from comgrad.errors import StorageError
+from comgrad.service import receiving
 from comgrad.types import BaseRef
 from comgrad.vectors.task_vector import TaskVector
 from service_site import CARD, CONFIG, PASSWORD, WEIGHTS, Site, adapter, running
@@ -370,3 +375,37 @@ def test_jobs_say_how_far_they_are(site: Site) -> None:
     assert {s["state"] for s in job["steps"]} == {"done"}
     assert time.strptime(job["finished_at"][:19], "%Y-%m-%dT%H:%M:%S")
     assert PASSWORD not in json.dumps(job)
+
+
+# -- bytes as they come ------------------------------------------------------------------------------------------------
+async def pieces(data: bytes, cut: bool) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), 50_000):
+        yield data[at : at + 50_000]
+    if cut:
+        raise ConnectionError
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_arrived_is_in_the_file_in_its_order(tmp_path: Path, cut: bool) -> None:
+    data = hashlib.shake_128(b"x").digest(2_600_000)  # two writes on the way and one at the end
+
+    async def received() -> None:
+        with receiving.appending(tmp_path / "part") as fd, contextlib.suppress(ConnectionError):
+            await receiving.take(fd, pieces(data, cut), len(data), idle=60.0, whole=60.0)
+
+    anyio.run(received)
+    assert (tmp_path / "part").read_bytes() == data
+
+
+def test_bytes_that_do_not_reach_the_disk_are_said_so() -> None:
+    reader, writer = os.pipe()  # takes bytes, and no fsync
+
+    async def received() -> None:
+        await receiving.take(writer, pieces(b"data", False), 10, idle=60.0, whole=60.0)
+
+    try:
+        with pytest.raises(StorageError, match="the upload"):
+            anyio.run(received)
+    finally:
+        os.close(reader)
+        os.close(writer)

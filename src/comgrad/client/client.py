@@ -197,7 +197,7 @@ class Client:
         result = self._uploads.send(parts, request, chunk=self._chunk(), progress=progress, steps=steps)
         try:
             return Explanation.from_dict(inner(result, "explanation"))
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise not_trusted(
                 "an explanation", "it has another form: this is no comgrad service", "no-service"
             ) from error

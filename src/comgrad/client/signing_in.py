@@ -18,7 +18,7 @@ from comgrad.client.paths import API
 from comgrad.client.wire import Answer, Wire
 from comgrad.errors import ComgradError
 
-COOKIE = "comgrad_session"
+COOKIES = ("__Host-comgrad_session", "comgrad_session")  # over https, and over http
 SCOPES = ("read", "write")
 _TOKEN = re.compile(r"cgt_[A-Za-z0-9_\-]{22,200}")
 
@@ -56,7 +56,7 @@ def _token_made(wire: Wire, where: Address, handle: str, password: str, days: in
         raise not_trusted(
             f"an answer of {where.origin}", "it opens no session: this is no comgrad service", "no-service"
         )
-    headers = {"Cookie": f"{COOKIE}={session}", "X-CSRF-Token": csrf}
+    headers = {"Cookie": session, "X-CSRF-Token": csrf}
     wanted = {"name": "comgrad login", "scopes": list(scopes), "days": days}
     try:
         made = wire.ask("POST", f"{API}/tokens", body=wanted, headers=headers, repeatable=False).json
@@ -128,12 +128,12 @@ def _once(wire: Wire, method: str, path: str) -> Answer:
 
 
 def _session(answer: Answer) -> str | None:
-    """The session's secret from the cookie that the answer sets."""
+    """The session's cookie, name and secret, as the answer sets it."""
     for line in answer.headers.get_list("set-cookie"):
         with suppress(CookieError):
-            found = SimpleCookie(line).get(COOKIE)
-            if found is not None and found.value:
-                return str(found.value)
+            for name, found in SimpleCookie(line).items():
+                if name in COOKIES and found.value:
+                    return f"{name}={found.value}"
     return None
 
 

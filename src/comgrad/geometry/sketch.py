@@ -4,12 +4,15 @@
 
 with P_t, Q_t random, independent over tensors, and fixed for ever by the tensors' names and sizes. A sketch depends on its
 own vector only, so a collection grows by one row at a time and its neighbours are one matrix-vector product.
+
+A tensor is projected in blocks: what a sketch needs beside its vector is bounded, whatever the tensor's shape.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +26,7 @@ from comgrad.vectors.task_vector import TaskVector
 SIDE = 32
 NUMBERS = SIDE * SIDE
 VERSION = 1  # of the random numbers: sketches of two versions have nothing in common
+BLOCK = 1 << 16  # rows or columns that are projected at once; changing it changes the sketches of larger tensors
 
 
 def sketch(tau: TaskVector) -> Float[np.ndarray, "d"]:
@@ -39,30 +43,48 @@ def sketch(tau: TaskVector) -> Float[np.ndarray, "d"]:
 
 def _of_tensor(name: str, delta: Delta) -> Tensor:
     """P_tᵀ ΔW_t Q_t (32, 32); a tensor that is no matrix is one row for each of its first index."""
+    total = torch.zeros(SIDE, SIDE)
     if isinstance(delta, LowRank):
-        left = _probe(name, "out", delta.B.shape[0]).T @ working(delta.B).float()
-        right = working(delta.A).float() @ _probe(name, "in", delta.A.shape[1])
-        low: Tensor = delta.scale * (left @ right)
-        return low
+        for cut in _cuts(delta.A.shape[0]):
+            total += _projected(name, "out", delta.B[:, cut]) @ _projected(name, "in", delta.A[cut].T).T
+        return delta.scale * total
     assert isinstance(delta, Dense)
-    W = working(delta.W).float().reshape(delta.W.shape[0] if delta.W.ndim else 1, -1)
-    return _probe(name, "out", W.shape[0]).T @ W @ _probe(name, "in", W.shape[1])
+    W = delta.W.flatten(1) if delta.W.ndim > 1 else delta.W.reshape(-1, 1)
+    for cut in _cuts(W.shape[1]):
+        columns = W[:, cut]
+        total += _projected(name, "out", columns) @ _probe(name, "in", cut.start, columns.shape[1])
+    return total
 
 
-def _probe(name: str, side: str, size: int) -> Tensor:
-    """(size, 32) with entries of variance 1/32: random numbers of the size under random signs of the tensor."""
-    return _signs(name, side, size)[:, None] * _numbers(side, size)
+def _projected(name: str, side: str, X: Tensor) -> Tensor:
+    """PᵀX (32, k) of (size, k)."""
+    total = torch.zeros(SIDE, X.shape[1])
+    for cut in _cuts(X.shape[0]):
+        rows = working(X[cut]).float()
+        total += _probe(name, side, cut.start, rows.shape[0]).T @ rows
+    return total
 
 
-@lru_cache(maxsize=64)
-def _numbers(side: str, size: int) -> Tensor:
-    numbers = _random(f"{VERSION} {side}").standard_normal((size, SIDE), dtype=np.float32)
+def _cuts(size: int) -> Iterator[slice]:
+    return (slice(at, at + BLOCK) for at in range(0, size, BLOCK))
+
+
+def _probe(name: str, side: str, at: int, size: int) -> Tensor:
+    """Rows `at` to `at + size` of P (or Q), of one block, with entries of variance 1/32: the same random numbers in each
+    block, under random signs of the tensor's block."""
+    return _signs(f"{name} {at}" if at else name, side, size)[:, None] * _numbers(side)[:size]
+
+
+@lru_cache(maxsize=2)
+def _numbers(side: str) -> Tensor:
+    """Those of a whole block; a smaller one has the first of them."""
+    numbers = _random(f"{VERSION} {side}").standard_normal((BLOCK, SIDE), dtype=np.float32)
     return torch.from_numpy(numbers) / math.sqrt(SIDE)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _signs(name: str, side: str, size: int) -> Tensor:
-    return torch.from_numpy(_random(f"{VERSION} {side} {name}").integers(0, 2, size).astype(np.float32)) * 2 - 1
+    return torch.from_numpy(_random(f"{VERSION} {side} {name}").integers(0, 2, size).astype(np.int8)) * 2 - 1
 
 
 def _random(words: str) -> np.random.Generator:

@@ -102,6 +102,11 @@ def status_of(error: ComgradError) -> int:
     return next((status for kind, status in _BY_KIND if isinstance(error, kind)), 422)
 
 
+def passing_soon(error: ComgradError) -> bool:
+    """Whether the same may succeed soon: something is busy, away or full. What is lost stays lost."""
+    return status_of(error) in (503, 507)
+
+
 def outward(error: ComgradError) -> ComgradError:
     """The error as a stranger may read it: what disks and databases say holds paths and addresses of the server."""
     if not isinstance(error, StorageError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from comgrad.errors import ComgradError
+from comgrad.errors import ComgradError, NotFound
 from comgrad.registry import search
 from comgrad.service.auth.identity import Principal
 from comgrad.service.scope import Group, Matrix, Scope
@@ -64,8 +65,12 @@ class Finding:
         query = checked_description(text)
         scope = self._scopes.scope(who)
         most = max(1, min(limit, MOST))
-        by_words = words or not scope.described.listings
-        found = self._by_words(query, scope)[:most] if by_words else self._by_meaning(query, scope, most)
+        found = None
+        if not words and scope.described.listings:
+            with contextlib.suppress(NotFound):  # no encoder here
+                found = self._by_meaning(query, scope, most)
+        if found is None:
+            found = self._by_words(query, scope)[:most]
         return [Hit(scope.by_id[f.entry.id], f.score, f.copies, f.doubt) for f in found]
 
     def meaning(self, text: str) -> Matrix:
@@ -142,7 +147,7 @@ class Finding:
                 try:
                     warm = self._scopes.geometry.soon(group, PATIENCE)
                 except ComgradError:
-                    continue  # a file is lost: searching must still work
+                    warm = None  # a file is lost, or the storage is away: searching must still work
                 whole = whole and warm is not None and warm[1]
             if warm is None:
                 _count_as_admitted(out, group)

@@ -149,7 +149,7 @@ class Insight:
 
     def map(self, who: Principal, base: str | None = None) -> Answer:
         """The map of the newest of what somebody may read over one base. Raises ComgradError."""
-        group, left = self._newest(who, base)
+        group, whole = self._newest(who, base)
 
         def made() -> Answer:
             from comgrad.workflows.mapping import placed
@@ -157,30 +157,31 @@ class Insight:
             with self.turns.computing():
                 return placed(self._scopes.geometry.warm(group).atlas) | {"version": group.digest[:16]}
 
-        return self._lately(("map",), group, made) | {"base": group[0].base, "left_out": left}
+        return self._lately(("map",), group, whole, made)
 
     def trends(self, who: Principal, base: str | None = None, since: str | None = None) -> Answer:
         """What grows, drifts, is copied or lacking in the newest of what somebody may read. Raises ComgradError."""
         from comgrad.workflows.trends import parsed_day, study
 
-        group, left = self._newest(who, base)
+        group, whole = self._newest(who, base)
         day = parsed_day(since) if since is not None else None
 
         def made() -> Answer:
             with self.turns.computing():
                 return study(self._scopes.geometry.warm(group).atlas, [x.entry for x in group], [], day).as_dict()
 
-        return self._lately(("trends", since), group, made) | {"base": group[0].base, "left_out": left}
+        return self._lately(("trends", since), group, whole, made)
 
-    def _newest(self, who: Principal, base: str | None) -> tuple[Group, int]:
-        """The newest vectors over a base, as many as are weighed together; and how many are left out."""
-        group, most = self._scopes.scope(who).group(base), self._settings.whole_scope
-        return (group, 0) if len(group) <= most else (Group(group[-most:]), len(group) - most)
+    def _newest(self, who: Principal, base: str | None) -> tuple[Group, Group]:
+        """The newest vectors over a base, as many as are weighed together; and all that may be read."""
+        whole, most = self._scopes.scope(who).group(base), self._settings.whole_scope
+        return (whole if len(whole) <= most else Group(whole[-most:])), whole
 
-    def _lately(self, kind: tuple[object, ...], group: Group, make: Callable[[], Answer]) -> Answer:
-        """The answer about a large group, or meanwhile one about most of it and nothing else, while the newer one is made
-        in the background; what may no longer be read is in none."""
+    def _lately(self, kind: tuple[object, ...], group: Group, whole: Group, make: Callable[[], Answer]) -> Answer:
+        """The answer about the newest of a group, or meanwhile one about most of these and others of the group, while the
+        newer one is made in the background; what may no longer be read is in none."""
         key = (*kind, group.digest)
+        about = {"base": group[0].base, "left_out": len(whole) - len(group)}
 
         def noted() -> Answer:
             answer = make()
@@ -193,16 +194,16 @@ class Insight:
 
         known: Answer | None = self.turns.known(key)
         if known is not None:
-            return known
-        older = self._stand_in(kind, group)
+            return known | about
+        older = self._stand_in(kind, group, whole)
         if older is None:
-            return self.turns.remembered(key, noted)
+            return self.turns.remembered(key, noted) | about
         with self._lock:
             new = key not in self._coming
             self._coming.add(key)
         if new:
             self._scopes.geometry.later(lambda: self._quietly(key, noted))
-        return older
+        return older | about
 
     def _quietly(self, key: tuple[object, ...], make: Callable[[], Answer]) -> None:
         try:
@@ -212,13 +213,13 @@ class Insight:
             with self._lock:
                 self._coming.discard(key)
 
-    def _stand_in(self, kind: tuple[object, ...], group: Group) -> Answer | None:
+    def _stand_in(self, kind: tuple[object, ...], group: Group, whole: Group) -> Answer | None:
         if len(group) < self._settings.whole_scope:
             return None  # quick enough to be made at once
-        mine = {x.content for x in group}
+        mine, readable = {x.content for x in group}, {x.content for x in whole}
         with self._lock:
             for key, (contents, answer) in reversed(self._older.items()):
-                if key[:-1] == kind and contents <= mine and 10 * len(contents) >= 9 * len(mine):
+                if key[:-1] == kind and contents <= readable and 10 * len(contents & mine) >= 9 * len(mine):
                     return answer
         return None
 

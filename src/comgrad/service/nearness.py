@@ -165,7 +165,10 @@ class Nearness:
                 if crowd.group is group:
                     return crowd
             if self._sketches is None:
-                self._sketches = Sketches(self._geometry.registry.store.cache_dir)
+                store = self._geometry.registry.store
+                sketches = Sketches(store.cache_dir)
+                sketches.prune({r.id for r in store.list()})
+                self._sketches = sketches
             made = _crowd(group, self._sketches, self._geometry)
             self._crowds = [made, *self._crowds[:3]]
             return made

@@ -50,15 +50,11 @@ class Reaper:
         return len(stale) + len(left_over)
 
     def failed(self, job: Job, error: dict[str, Any]) -> None:
-        """Clear up after a job that is not tried again; one that failed at once left no vector behind."""
-        upload = str(job.payload["upload"])
-        if job.attempts > 1 or self.settings.job_attempts == 1:
-            self.give_up(upload, error)
-        else:
-            self.uploads.end(upload, "refused", only=("checking",), error=error)
+        """Clear up after a job that is not tried again, at whatever step it failed."""
+        self.give_up(str(job.payload["upload"]), error)
 
     def give_up(self, upload: str, error: dict[str, Any] | None) -> None:
-        """End a session whose job failed for good; first the vector goes that an earlier attempt may have stored."""
+        """End a session whose job failed for good; first the vector goes that an attempt may have stored."""
         self.drop_strays({upload})
         self.uploads.end(upload, "refused", only=("checking",), error=error)
 

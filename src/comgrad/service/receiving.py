@@ -55,7 +55,7 @@ async def take(fd: int, chunks: AsyncIterator[bytes], room: int, *, idle: float,
     Raises:
         TooLarge, TooSlow, StorageError.
     """
-    took = 0
+    took, held = 0, bytearray()
     try:
         with anyio.fail_after(whole):
             while True:
@@ -66,23 +66,28 @@ async def take(fd: int, chunks: AsyncIterator[bytes], room: int, *, idle: float,
                 if took + len(chunk) > room:
                     why = f"{room} bytes were expected at most"
                     raise TooLarge("the chunk", why, "send smaller chunks, up to the declared size")
-                if (
-                    chunk
-                ):  # at most 64 KiB, into the system's memory: handing it to a thread takes longer than writing it
-                    _written(fd, chunk)
-                    took += len(chunk)
+                took += len(chunk)
+                held += chunk
+                if len(held) >= _BLOCK:  # pieces are small: handing each to a thread would take longer than writing it
+                    block, held = held, bytearray()  # never written twice, whatever ends this
+                    with anyio.CancelScope(shield=True):
+                        await to_thread.run_sync(_written, fd, block)
     except TimeoutError as error:
         raise TooSlow("the chunk", "it came too slowly", "go on at the offset that HEAD gives") from error
     finally:
         with anyio.CancelScope(shield=True):
-            await to_thread.run_sync(os.fsync, fd)
+            await to_thread.run_sync(_ended, fd, held)
 
 
-def _written(fd: int, data: bytes) -> None:
-    try:
-        disk.write_all(fd, data)
-    except OSError as error:
-        raise disk.storage_error("the upload", error) from error
+def _written(fd: int, data: bytes | bytearray) -> None:
+    with disk.storage("the upload"):
+        disk.write_all(fd, memoryview(data))
+
+
+def _ended(fd: int, rest: bytearray) -> None:
+    _written(fd, rest)
+    with disk.storage("the upload"):
+        os.fsync(fd)
 
 
 def check_digest(path: Path, part: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ class Scope:
 
     Args:
         mark: its own: another scope of the same readers has another one only where something differs.
-        before: the descriptions' rows of the scope that this one follows.
+        before: the descriptions' rows of the scope that this one follows, until its own are made.
     """
 
     listings: tuple[Listing, ...]
@@ -175,7 +175,9 @@ class Scope:
     @cached_property
     def described(self) -> Described:
         """The descriptions by meaning."""
-        return described(self.listings, self.before)
+        made = described(self.listings, self.before)
+        self.__dict__.update(described=made, before=None)  # a row of scopes must not hold each other in memory
+        return made
 
     @cached_property
     def groups(self) -> list[Group]:

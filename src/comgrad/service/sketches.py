@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from comgrad.errors import ComgradError
+from comgrad.errors import ComgradError, StorageError
+from comgrad.service.errors import passing_soon
 from comgrad.service.scope import Matrix, Places
 from comgrad.service.vectors import Listing
 from comgrad.service.warm import Geometry
+from comgrad.weights.storage import atomic_write_bytes
 
+log = logging.getLogger("comgrad.service")
 SIZE = 1024
 _ROW = np.dtype([("id", "S48"), ("check", "<u4"), ("numbers", "<f2", (SIZE,))])
 
@@ -33,8 +37,23 @@ class Sketches:
         self._rows: Matrix = np.zeros((0, SIZE), dtype=np.float32)
         self._read = 0
 
+    def prune(self, live: Container[str]) -> None:
+        """Take out of the file what is of none of these vectors, is torn, or is there twice; before its first reading.
+
+        A process that reads it already, or appends meanwhile, only loses rows that it then makes again.
+        """
+        with contextlib.suppress(OSError, StorageError):
+            data = self._file.read_bytes()
+            rows = np.frombuffer(data, dtype=_ROW, count=len(data) // _ROW.itemsize)
+            kept = {i: row.tobytes() for row in rows if (i := _identity(row)) is not None and i in live}
+            if len(kept) * _ROW.itemsize != len(data):
+                atomic_write_bytes(self._file, b"".join(kept.values()))
+
     def places(self, group: Sequence[Listing], geometry: Geometry) -> Places:
-        """The rows of these listings; what has none yet is read and sketched. −1 where a vector cannot be read."""
+        """The rows of these listings; what has none yet is read and sketched. −1 where a vector is lost.
+
+        Raises ComgradError: the storage is away, busy or full.
+        """
         missing = [x for x in group if x.id not in self._place]
         if missing:
             self._catch_up()
@@ -52,8 +71,13 @@ class Sketches:
 
         try:
             found = sketch(geometry.vector(x.entry))
-        except ComgradError:
+        except ComgradError as error:
+            if passing_soon(error):
+                raise  # left out now, it would be missed in what is kept of the others
             return  # its file is lost: the others are compared all the same
+        except (MemoryError, RuntimeError):  # torch has no error of its own for memory
+            log.exception("a vector cannot be sketched", extra={"vector": x.id})
+            return
         row = np.zeros(1, dtype=_ROW)
         row["id"] = x.id.encode()
         row["numbers"] = found / (float(np.linalg.norm(found)) or 1.0)
@@ -61,7 +85,7 @@ class Sketches:
         with self._lock:
             self._take(row)
         with contextlib.suppress(OSError), self._file.open("ab", buffering=0) as file:  # derived: losing it costs time
-            file.write(row.tobytes())
+            file.write(b"\0" * (-file.tell() % _ROW.itemsize) + row.tobytes())  # after a torn row: where a row begins
 
     def _catch_up(self) -> None:
         """Read what this or another process appended since the last time; a torn row is skipped."""
@@ -76,8 +100,8 @@ class Sketches:
 
     def _take(self, found: np.ndarray[Any, Any]) -> None:
         for row in found:
-            identity = bytes(row["id"]).decode("ascii", "replace")
-            if identity in self._place or zlib.crc32(row["numbers"].tobytes()) != row["check"]:
+            identity = _identity(row)
+            if identity is None or identity in self._place:
                 continue
             at = len(self._place)
             if at == len(self._rows):
@@ -86,3 +110,9 @@ class Sketches:
                 self._rows = grown
             self._rows[at] = row["numbers"]
             self._place[identity] = at
+
+
+def _identity(row: Any) -> str | None:
+    """The vector whose row it is; None of a torn one."""
+    whole = zlib.crc32(row["numbers"].tobytes()) == row["check"]
+    return bytes(row["id"]).decode("ascii", "replace") if whole else None

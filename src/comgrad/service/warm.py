@@ -7,6 +7,7 @@ a Gram matrix.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 from collections import OrderedDict
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from comgrad.vectors.task_vector import TaskVector
     from comgrad.workflows.known import Known
     from comgrad.workflows.searching import Counted
+
+log = logging.getLogger("comgrad.service")
 
 PATIENCE = 20.0  # seconds that a question waits for geometry that another one makes
 NEIGHBOURHOODS = 32  # kept beside the whole scopes: each is small
@@ -158,8 +161,10 @@ class Geometry:
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None and not self._over.is_set():
-            with contextlib.suppress(Exception):  # its future holds the error; the thread goes on
+            try:
                 task()
+            except Exception:  # its future holds the error; the thread goes on
+                log.exception("work in the background failed")
 
     def _claimed(self, key: tuple[str, ...], keep: bool) -> tuple[Future[Warm], bool]:
         held, room = (self._whole, self._settings.warm_scopes) if keep else (self._parts, NEIGHBOURHOODS)
@@ -235,3 +240,7 @@ def _waited(future: Future[Warm], seconds: float) -> Warm:
         return future.result(timeout=seconds)
     except TooLong as error:
         raise Busy("the question", "what it needs is being computed", "ask again in a moment") from error
+    except ComgradError:
+        raise
+    except Exception as error:  # the service's own mistake: whoever makes it has logged it
+        raise Busy("the question", "what it needs could not be computed", "ask again later") from error

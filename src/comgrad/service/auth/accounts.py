@@ -112,7 +112,7 @@ class Accounts:
             found = account_of(rows, handle)
             _, invitation, until = people.account_secrets(rows, found.id if found else "")
             good = secrets.same(secrets.digest(secret), invitation or "") and until is not None and until > now()
-            if good and found is not None and found.invited:
+            if good and found is not None and found.invited and not found.disabled:
                 people.change_account(rows, found.id, password=stored, invitation=None, invitation_until=None)
                 self._guesses.refund(rows, handle, client)
                 self._audit.write(rows, found.id, found.handle, "accept", found.handle, client=client)
@@ -164,6 +164,8 @@ class Accounts:
             if found is None or found.id == who.account_id:
                 raise Conflict(f"the account {handle[:60]!a}", "it is your own, or there is none", "name another")
             people.change_account(rows, found.id, disabled=disabled)
+            if disabled and not found.invited:  # a reset is not to outlive it; an invitation waits
+                people.change_account(rows, found.id, invitation=None, invitation_until=None)
             people.drop_sessions(rows, account_id=found.id)
             self._audit.by(rows, who, "disable" if disabled else "enable", found.handle)
             changed = people.account(rows, found.id)

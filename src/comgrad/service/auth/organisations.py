@@ -116,7 +116,7 @@ class Organisations:
             found = self._account_id(rows, member)
             if any(m.account_id == found for m in orgs.members(rows, org.id)):
                 raise Conflict(f"'{member}'", f"it is a member of '{handle}' already", "change its role instead")
-            if orgs.invited_count(rows, found) >= MOST:
+            if orgs.invited_count(rows, found, but=org.id) >= MOST:
                 raise Conflict(f"'{member}'", f"{MOST} invitations wait for its answer", "ask it to answer some")
             orgs.put_invitation(rows, org.id, found, role, by, now() + GOOD_FOR)
             self._audit.by(rows, who, "org-invite", handle, {"member": member, "role": role})

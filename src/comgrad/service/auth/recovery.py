@@ -80,8 +80,9 @@ class Recovery:
     def _good(rows: Rows, handle: str, secret: str) -> bool:
         found = account_of(rows, handle)
         _, expected, until = people.account_secrets(rows, found.id if found else "")
-        same = secrets.same(secrets.digest(secret), expected or "")
-        return same and found is not None and not found.invited and until is not None and until > now()
+        if found is None or found.invited or found.disabled:
+            return False
+        return secrets.same(secrets.digest(secret), expected or "") and until is not None and until > now()
 
     @staticmethod
     def _made(rows: Rows, handle: str) -> Reset:

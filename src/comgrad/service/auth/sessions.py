@@ -46,18 +46,16 @@ class Sessions:
         self._guesses.charge(handle, client)
         with self._db.read() as rows:
             found = account_of(rows, handle)
-            stored, reset, _ = people.account_secrets(rows, found.id if found else "")
+            stored = people.account_secrets(rows, found.id if found else "")[0]
         good = secrets.matches(password, stored)
         if not good or found is None or found.disabled:
-            raise SignInNeeded(
-                "this handle and password", "they do not belong together", "check both", code="wrong-password"
-            )
+            raise _wrong()
         secret = secrets.new(secrets.SESSION)
         until = now() + timedelta(days=self._settings.session_days)
         with self._db.write() as rows:
+            if people.account_secrets(rows, found.id)[0] != stored:  # changed while this one was being checked
+                raise _wrong()
             self._guesses.refund(rows, handle, client)
-            if reset is not None:  # whoever has the password needs no reset, and nobody else is to use it
-                people.change_account(rows, found.id, invitation=None, invitation_until=None)
             people.put_session(rows, secrets.digest(secret), found.id, until)
             self._audit.write(rows, found.id, found.handle, "log-in", found.handle, client=client)
         return Session(secret, secrets.csrf_of(secret), found, until, self._settings.secure)
@@ -79,12 +77,14 @@ class Sessions:
         checked_password(new)
         self._guesses.charge(who.handle, who.client)
         with self._db.read() as rows:
-            stored, _, _ = people.account_secrets(rows, identity)
+            stored = people.account_secrets(rows, identity)[0]
         if not secrets.matches(old, stored):
-            raise Forbidden("the old password", "it is not this account's", "check it", code="wrong-password")
+            raise _not_the_old_one()
         made = secrets.hashed(new)
         until = now() + timedelta(days=self._settings.session_days)
         with self._db.write() as rows:
+            if people.account_secrets(rows, identity)[0] != stored:  # changed while this one was being checked
+                raise _not_the_old_one()
             self._guesses.refund(rows, who.handle, who.client)
             people.change_account(rows, identity, password=made, invitation=None, invitation_until=None)
             people.drop_sessions(rows, account_id=identity)
@@ -140,6 +140,14 @@ class Sessions:
             client,
             credential,
         )
+
+
+def _wrong() -> SignInNeeded:
+    return SignInNeeded("this handle and password", "they do not belong together", "check both", code="wrong-password")
+
+
+def _not_the_old_one() -> Forbidden:
+    return Forbidden("the old password", "it is not this account's", "check it", code="wrong-password")
 
 
 def in_person(who: Principal) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from comgrad.errors import ComgradError, NotFound
 from comgrad.service.auth.identity import Principal
+from comgrad.service.errors import passing_soon
 from comgrad.service.jobs.admission import passing, read_upload
 from comgrad.service.jobs.progress import Progress
 from comgrad.service.jobs.runner import Jobs
@@ -126,13 +127,15 @@ class Analysis:
         return len(waiting)
 
     def _surroundings(self, x: Listing, scope: Scope) -> dict[str, Any]:
-        """Neighbours, copies and doubts among what its readers may read."""
+        """Neighbours, copies and doubts among what its readers may read. Raises ComgradError that passes soon."""
         seen, group = scope.by_id.get(x.id), scope.among(x)
         if seen is None or len(group) < 2:
             return {"neighbours": [], "notes": []}
         try:
             return self.nearness.surroundings(seen, group, patience=WAIT)
         except ComgradError as error:
+            if passing_soon(error):
+                raise  # the job is tried again; what is kept now is kept for good
             return {"neighbours": [], "notes": [f"its neighbours are not known: {error.why}"]}
 
     # -- screening -----------------------------------------------------------------------------------------------

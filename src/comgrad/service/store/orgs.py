@@ -146,7 +146,8 @@ def invitations(rows: Rows, *, org_id: str | None = None, account_id: str | None
     return [Invitation(*row) for row in rows.execute(query)]
 
 
-def invited_count(rows: Rows, account_id: str) -> int:
-    """How many open invitations an account has."""
+def invited_count(rows: Rows, account_id: str, *, but: str) -> int:
+    """How many open invitations an account has from organisations other than that one."""
     i = t.org_invitations.c
-    return int(rows.execute(select(func.count()).where(i.account_id == account_id, i.expires_at >= now())).scalar_one())
+    where = (i.account_id == account_id, i.organisation_id != but, i.expires_at >= now())
+    return int(rows.execute(select(func.count()).where(*where)).scalar_one())

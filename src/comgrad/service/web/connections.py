@@ -65,8 +65,8 @@ def bounded(settings: Settings) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self.transport.get_write_buffer_size() and self._unread is None:
-                self._unread = self.loop.call_later(settings.unread_seconds, self._still_unread, self.cycle)
+            if self._unread is None:
+                self._watch_the_rest()
             if self.conn.trailing_data[0]:  # the beginning of the next request came with the last one
                 self._watch()
 
@@ -94,17 +94,26 @@ def bounded(settings: Settings) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            if self._unread is None:
-                self._unread = self.loop.call_later(settings.unread_seconds, self.transport.abort)
+            self._is_read()  # the clock of an earlier answer's end
+            self._unread = self.loop.call_later(settings.unread_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
             self._is_read()
+            if not self._answering() or self.transport.is_closing():  # nothing more is written: it says no more either
+                self._watch_the_rest()
+
+        def _watch_the_rest(self) -> None:
+            """Start the clock of what is left of an answer: too little for the transport to complain about."""
+            if self.transport.get_write_buffer_size():
+                self._unread = self.loop.call_later(settings.unread_seconds, self._still_unread, self.cycle)
 
         def _still_unread(self, cycle: RequestResponseCycle) -> None:
-            """The end of an answer is too short for the transport to complain; nobody has taken it since."""
             self._unread = None
-            if self.cycle is cycle and self.transport.get_write_buffer_size():
+            if self.cycle is not cycle:  # another answer came after it
+                if not self._answering():
+                    self._watch_the_rest()
+            elif self.transport.get_write_buffer_size():
                 self.transport.abort()
 
         def _in_time(self) -> None:
