@@ -56,7 +56,7 @@ class Postgres:
         out = subprocess.run(
             [str(programs() / program), *arguments],
             check=False, user=user, cwd=self.folder, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=400,
         )  # fmt: skip
         assert not check or out.returncode == 0, out.stderr
 
@@ -73,7 +73,7 @@ class Postgres:
         """Start the server and wait until it answers."""
         options = f"{SETTINGS} -c unix_socket_directories={self.folder}"
         log = str(self.folder / "log")
-        self._run("pg_ctl", "-w", "-t", "60", "-D", str(self.folder / "data"), "-l", log, "-o", options, "start")
+        self._run("pg_ctl", "-w", "-t", "300", "-D", str(self.folder / "data"), "-l", log, "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop it: `immediate` is as a crash, `fast` ends the clients' sessions in order."""

@@ -240,7 +240,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 3
-    assert all(line.startswith("storage | ") for line in lines)
+    assert all(line.startswith("disk-full | ") for line in lines)
     assert all("cannot be written; the file would be larger than the system allows; raise" in line for line in lines)
     assert listing(tmp_path) == ["f"]
     assert (tmp_path / "f").read_bytes() == b"old"
