@@ -124,15 +124,17 @@ def _methods(suite: Suite, rows: Sequence[Row]) -> str:
         for recipe in suite.method_recipes:
             found = [_over(rows, f"addition-{m}", recipe, method=method) for m in ("absolute", "normalised", "alpha")]
             if all(found):
-                lines.append([method, recipe, *map(_spread, found[:2]), _n(found[2].mean if found[2] else None)])
+                alpha, seeds = (_n(found[2].mean), found[0].seeds) if found[0] and found[2] else ("–", 0)
+                lines.append([method, recipe, *map(_spread, found[:2]), alpha, str(seeds)])
     if not any(line[0] != "sum" for line in lines):
         return ""
     used = dict.fromkeys(line[0] for line in lines)
     told = "\n".join(f"- *{m}*: {METHODS[m].meaning} ([source]({METHODS[m].source}))" for m in used)
-    head = ("method", "recipe", "absolute", "normalised", "α")
+    head = ("method", "recipe", "absolute", "normalised", "α", "seeds")
     return (
         "## Merging methods on the same vectors\n\nThe merge is scaled by one α, chosen as for the sum; methods stand at "
-        f"their default parameters.\n\n{_table(head, lines)}\n{told}\n"
+        "their default parameters. Rows of fewer seeds than others are not to be compared by their last digits.\n\n"
+        f"{_table(head, lines)}\n{told}\n"
     )
 
 
