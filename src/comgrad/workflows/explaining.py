@@ -209,17 +209,19 @@ def explain_in(
     tau: TaskVector,
     *,
     claim: str = "",
+    identity: str | None = None,
     cache: Path | None = None,
     seed: int = 0,
 ) -> Explanation:
-    """The explanation of a vector by a collection, whatever base it stands on. Raises as `explained`."""
+    """The explanation of a vector by a collection, whatever base it stands on; `identity` is its own id where it is in
+    the collection. Raises as `explained`."""
     known = collection.members[0].load().base
     for m in collection.members[1:]:
         if known.fingerprint is not None:
             break
         known = known.joined(m.load().base)
     base = base_check(tau.base, known, kind=tau.kind)
-    subject = Subject("the vector", tau, checked_description(claim) if claim.strip() else "")
+    subject = Subject("the vector", tau, checked_description(claim) if claim.strip() else "", identity)
     if base.status == "contradictory":
         return refused(subject.name, base, 0, tau.kind, tau.rank, tau.norm(), refusal(base))
     return explained(subject, collection, groups, base, cache=cache, seed=seed)

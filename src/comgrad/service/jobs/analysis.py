@@ -171,9 +171,8 @@ class Analysis:
             }
         try:
             warm = self.scopes.geometry.warm(near, keep=not large, patience=WAIT)
-            made = explain_in(
-                warm.atlas, warm.groups, self.scopes.geometry.vector(x.entry), claim=x.description, cache=warm.cache
-            )
+            tau = self.scopes.geometry.vector(x.entry)
+            made = explain_in(warm.atlas, warm.groups, tau, claim=x.description, identity=x.id, cache=warm.cache)
         except ComgradError as error:
             return {"verdict": None, "known": len(near) - 1, "reasons": [error.why]}
         lines = [" ".join((e.name, e.figure, e.null, e.meaning)) for e in made.evidence]
