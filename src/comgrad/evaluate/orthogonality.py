@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from comgrad.errors import ShapeMismatch, Undefined
 from comgrad.evaluate.arithmetic import TEST
 from comgrad.evaluate.predictor import Predictor, Problem, Term
-from comgrad.vectors.delta import Delta, LowRank, factored_svd, matrix_shape
+from comgrad.vectors.cutting import factored_svd
+from comgrad.vectors.delta import Delta, LowRank, matrix_shape
 from comgrad.vectors.task_vector import TaskVector
 
 Norm = Literal["frobenius", "spectral"]

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from comgrad.errors import ComgradError, UnsupportedAdapter
-from comgrad.vectors.delta import Delta, LowRank, factored_svd, working
+from comgrad.vectors.cutting import factored_svd
+from comgrad.vectors.delta import Delta, LowRank, working
 from comgrad.vectors.task_vector import TaskVector
 
 DEAD = 1e-6  # σ below this share of the vector's largest is roundoff, not energy

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from comgrad.engine.local import map_ordered
 from comgrad.errors import ComgradError, Undefined
 from comgrad.types import BaseRef
+from comgrad.vectors import cutting
 from comgrad.vectors import delta as _delta
 from comgrad.vectors.delta import Delta, Dense, LowRank
 
@@ -193,7 +194,7 @@ class TaskVector:
             raise ComgradError(f"rank {rank}", "a low-rank delta needs at least one column", "ask for rank 1 or more")
 
         def cut(name: str) -> tuple[Delta, float, float]:
-            return _delta.compress(self.tensors[name], rank)
+            return cutting.compress(self.tensors[name], rank)
 
         small = not isinstance(self.tensors, Deferred) and all(d.numel <= _AT_ONCE for d in self.tensors.values())
         done = map_ordered(cut, self.tensors) if small else map(cut, self.tensors)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from comgrad.vectors import delta as _delta
-from comgrad.vectors.delta import UNIT_ROUNDOFF, Delta, Dense, LowRank, factored_svd, matrix_shape
+from comgrad.vectors.cutting import factored_svd
+from comgrad.vectors.delta import UNIT_ROUNDOFF, Delta, Dense, LowRank, matrix_shape
 from comgrad.vectors.merging.common import (
     Held,
     all_low,
