@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -32,6 +33,18 @@ def _again(request: Request, who: Principal, template: str, error: ComgradError,
     if isinstance(error, TooMany):
         page.headers["Retry-After"] = str(int(error.seconds) + 1)
     return page
+
+
+def _chosen(
+    request: Request, who: Principal, form: dict[str, str], choose: Callable[..., object], template: str, onward: str
+) -> Response:
+    """A password chosen with a one-time secret, and signed in with it."""
+    handle, password = form.get("handle", "").strip(), form.get("password", "")
+    try:
+        choose(handle, form.get("secret", "").strip(), password, client_of(request))
+        return _entered(request, handle, password, onward)
+    except ComgradError as error:
+        return _again(request, who, template, error, handle=handle[:60])
 
 
 @router.get("/login")
@@ -95,12 +108,7 @@ def invitation(request: Request, who: Who, handle: str = "") -> Response:
 @router.post("/invitation")
 def accept(request: Request, who: Who, form: Form) -> Response:
     """Choose a password and sign in."""
-    handle, password = form.get("handle", "").strip(), form.get("password", "")
-    try:
-        service_of(request).accounts.accept(handle, form.get("secret", "").strip(), password, client_of(request))
-        return _entered(request, handle, password, "/account")
-    except ComgradError as error:
-        return _again(request, who, "invitation.html", error, handle=handle[:60])
+    return _chosen(request, who, form, service_of(request).accounts.accept, "invitation.html", "/account")
 
 
 @router.get("/reset")
@@ -112,12 +120,7 @@ def reset(request: Request, who: Who, handle: str = "") -> Response:
 @router.post("/reset")
 def choose_again(request: Request, who: Who, form: Form) -> Response:
     """Choose a new password and sign in."""
-    handle, password = form.get("handle", "").strip(), form.get("password", "")
-    try:
-        service_of(request).recovery.use(handle, form.get("secret", "").strip(), password, client_of(request))
-        return _entered(request, handle, password, "/account?done=password")
-    except ComgradError as error:
-        return _again(request, who, "reset.html", error, handle=handle[:60])
+    return _chosen(request, who, form, service_of(request).recovery.use, "reset.html", "/account?done=password")
 
 
 @router.get("/sign-up")
