@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from comgrad.cli.main import main
 from comgrad.errors import ComgradError
 from comgrad.registry.card import Card
 from comgrad.vectors.delta import Dense
@@ -20,6 +19,8 @@ from comgrad.workflows.merging import MergeRequest, merge_to
 from comgrad.workflows.registry import Registry
 from comgrad.workflows.resolve import open_vector
 from vectors_models import llama, save_base
+
+Run = Callable[..., tuple[int, str, str]]
 
 LOW = {"sum", "mean", "tsv-m", "iso-c", "knots"}
 
@@ -98,34 +99,19 @@ def test_nothing_is_read_or_written_for_a_wrong_parameter(tmp_path: Path) -> Non
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["comgrad", "merge", *map(str, arguments)])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def test_methods_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = command(monkeypatch, capsys, "--methods")
+def test_methods_are_listed(run: Run) -> None:
+    code, out, _ = run("merge", "--methods")
     assert code == 0
     for name, row in METHODS.items():
         assert f"{name}  {row.source}" in out
         assert row.meaning in out
     assert "--density (default 0.2)" in out
-    code, out, _ = command(monkeypatch, capsys, "--help")
+    code, out, _ = run("merge", "--help")
     assert code == 0
     assert all(name in out.replace("\n", " ") for name in METHODS)
 
 
-def test_the_command_passes_every_parameter(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], zoo: list[Path], tmp_path: Path
-) -> None:
+def test_the_command_passes_every_parameter(run: Run, zoo: list[Path], tmp_path: Path) -> None:
     given = {
         "ties": {"density": 0.4, "scope": "tensor", "match": "mergekit"},
         "breadcrumbs": {"density": 0.5, "gamma": 0.1, "scope": "global", "inner": "ties"},
@@ -133,9 +119,7 @@ def test_the_command_passes_every_parameter(
     }
     for method, parameters in given.items():
         options = [x for name, value in parameters.items() for x in (f"--{name}", value)]
-        code, out, err = command(
-            monkeypatch, capsys, *zoo[:2], "--method", method, *options, "-o", tmp_path / method, "--json"
-        )
+        code, out, err = run("merge", *zoo[:2], "--method", method, *options, "-o", tmp_path / method, "--json")
         assert code == 0, err
         said = json.loads(out)
         assert {"path", "energy_kept", "method", "kind", "rank", "warnings"} <= set(said)
@@ -144,15 +128,13 @@ def test_the_command_passes_every_parameter(
         assert (open_vector(str(tmp_path / method)) - want).norm() == 0.0
 
 
-def test_mistakes_are_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], zoo: list[Path], tmp_path: Path
-) -> None:
+def test_mistakes_are_one_line(run: Run, zoo: list[Path], tmp_path: Path) -> None:
     for options, words in (
         (["--method", "ties", "--density", "0"], "the density 0;"),
         (["--method", "mean", "--seed", "1"], "the method does not read it"),
         (["--method", "love"], "no merging method has that name"),
     ):
-        code, out, err = command(monkeypatch, capsys, *zoo[:2], *options, "-o", tmp_path / "x")
+        code, out, err = run("merge", *zoo[:2], *options, "-o", tmp_path / "x")
         assert (code, out) == (1, "")
         assert words in err
         assert err.count("\n") == 1

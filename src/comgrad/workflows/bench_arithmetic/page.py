@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -258,8 +259,16 @@ def _run(plan: Plan, rates: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
 def _environment(environment: Mapping[str, Any]) -> str:
     lines = [[k, f"`{v}`"] for k, v in environment.items() if k != "command"]
     return (
-        f"## Environment\n\n{_table(('what', 'value'), lines)}\n## How to repeat it\n\n```\n{environment['command']}\n"
+        f"## Environment\n\n{_table(('what', 'value'), lines)}\n## How to repeat it\n\n```\n{_both(environment['command'])}\n"
         "```\n\nA run that was stopped goes on where it was; the same seeds give the same rows.\n"
+    )
+
+
+def _both(command: str) -> str:
+    """The page is of two benchmarks of one folder, whichever wrote it; without `--kept`, which computes nothing."""
+    return "\n".join(
+        re.sub(r"\bbench (addition|disentanglement)\b", f"bench {name}", command).replace(" --kept", "")
+        for name in ("addition", "disentanglement")
     )
 
 
