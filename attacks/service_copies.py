@@ -163,6 +163,10 @@ def mislabelled(site: Site) -> Got:
     import numpy as np
     from safetensors.numpy import load, save
 
+    for i in range(2, len([p for p in ZOO.iterdir() if p.is_dir()])):  # there must be something to measure against
+        if i not in (12, 15):
+            made = site.share(site.adapter(i), name=f"known-{i}", visibility="public")
+            assert made.status_code < 300 or code(made) == "409 conflict", code(made)
     words = json.loads(site.adapter(0)[CARD])["description"]
     other = site.adapter(15, description="tell apart what a tampered adapter of a stranger is for")
     state = load(other[WEIGHTS])

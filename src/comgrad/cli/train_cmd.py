@@ -67,7 +67,8 @@ def train(
 
     lora and qlora write a PEFT adapter that stock PEFT loads; the other recipes train the model's own parameters and
     write a dense vector for comgrad add and comgrad apply. Both come with a card that comgrad add reads. Encoders are trained as
-    classifiers with a frozen head of label prompts, causal language models on the label's prompt as the answer. Losses
+    classifiers with a frozen head of label prompts, causal language models on the label's prompt as the answer, image
+    towers of open_clip on images with a zero-shot head. Losses
     are of the test split, or of a part of the training examples that is held back. Without --init, --share cuts the
     rank evenly; with it, what is not trained stays in the result unchanged. A dense recipe starts at base + init. A
     vector of ntk is of the linearised model, and its card says so.

@@ -1,9 +1,15 @@
-"""A task: what it is called, what it asks for in words, its labels, and (where there are any) its examples."""
+"""A task: what it is called, what it asks for in words, its labels, and (where there are any) its examples.
+
+Examples are texts, or images in files beside the card. What compares examples by their content compares their `text`,
+which of an image is the SHA-256 of its file.
+"""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,26 +22,44 @@ from comgrad.weights.strict_json import read_json
 
 MAX_EXAMPLES_BYTES = 512 * 2**20
 MAX_LINE_CHARS = 1_000_000
+IMAGE_TEXT = "sha256:"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled text; `label` is an index into the task's `label_names`."""
+    """One labelled text or image; `label` is an index into the task's `label_names`.
+
+    Args:
+        text: of an image `sha256:` and the digest of its file.
+        image: the image's file; empty for a text.
+    """
 
     text: str
     label: int
     split: str = "train"
+    image: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task with a frozen prompt head: label j is the text `label_prompts[j]`."""
+    """A classification task with a frozen prompt head: label j is the text `label_prompts[j]`.
+
+    Args:
+        templates: of images, texts with one `{}` for a label's prompt; label j is then the mean of their embeddings.
+    """
 
     name: str
     description: str
     label_names: tuple[str, ...]
     label_prompts: tuple[str, ...]
     examples: tuple[Example, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the examples are images."""
+        return bool(self.examples) and bool(self.examples[0].image)
 
     @property
     def n_labels(self) -> int:
@@ -82,8 +106,20 @@ def load_task(folder: Path) -> Task:
         raise ComgradError(
             f"'{card_path}' has no description", "a task is found by its description", "add one", code="bad-task"
         )
+    templates = _templates(card, card_path)
     examples = _examples(folder, len(names))
-    return Task(str(card.get("name") or folder.name), description, names, prompts, examples)
+    return Task(str(card.get("name") or folder.name), description, names, prompts, examples, templates)
+
+
+def _templates(card: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    if card.get("templates") is None:
+        return ()
+    found = _strings(card, "templates", path)
+    if any(t.count("{}") != 1 for t in found):
+        raise ComgradError(
+            f"'{path}' key 'templates'", "each needs one {} for a label's prompt", "mend the card", code="bad-task"
+        )
+    return found
 
 
 def _examples(folder: Path, n_labels: int) -> tuple[Example, ...]:
@@ -113,18 +149,42 @@ def _read_examples(path: Path, n_labels: int) -> list[Example]:
         raise ComgradError(
             f"'{path}'", f"it cannot be read as text ({error})", "write it again as UTF-8", code="bad-task"
         ) from error
+    if len({bool(e.image) for e in out}) > 1:
+        raise ComgradError(
+            f"'{path}'", "some examples are texts and some are images", "make two tasks of it", code="bad-task"
+        )
     return out
 
 
 def _example(row: Mapping[str, Any], path: Path, line: int, n_labels: int) -> Example:
-    text, label, split = row.get("text"), row.get("label"), row.get("split", "train")
+    text, label, split, image = row.get("text"), row.get("label"), row.get("split", "train"), row.get("image", "")
+    if image:
+        text, image = _image(row, path, line)
     if not isinstance(text, str) or not text.strip():
-        raise _bad(path, line, "has no text", "give every example a non-empty 'text'")
+        raise _bad(path, line, "has no text", "give every example a non-empty 'text', or an 'image'")
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < n_labels:
         raise _bad(path, line, f"has label {label!r}", f"labels are indices 0 to {n_labels - 1} into label_names")
     if not isinstance(split, str):
         raise _bad(path, line, f"has split {split!r}", "a split is a word such as train or test")
-    return Example(text, label, split)
+    return Example(text, label, split, image)
+
+
+def _image(row: Mapping[str, Any], path: Path, line: int) -> tuple[str, str]:
+    """The digest that the row states (it is checked when the image is read), or that of the file; and the file."""
+    image, digest = row["image"], row.get("sha256")
+    if not isinstance(image, str) or "text" in row:
+        raise _bad(
+            path, line, "has an image that is no path, or a text beside it", "give 'image' its file's path alone"
+        )
+    if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+        raise _bad(path, line, f"has sha256 {digest!r}", "give 64 hexadecimal digits, or leave it out")
+    file = path.parent / image
+    if not file.is_file():
+        raise _bad(path, line, f"names the image '{image}', which is not there", "paths are relative to the card")
+    if digest is None:
+        with file.open("rb") as data:
+            digest = hashlib.file_digest(data, "sha256").hexdigest()
+    return IMAGE_TEXT + digest, str(file)
 
 
 def _bad(path: Path, line: int, why: str, remedy: str) -> ComgradError:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from comgrad.describe.task import Example, Task
-from comgrad.errors import ShapeMismatch
+from comgrad.errors import ComgradError, ShapeMismatch
 from comgrad.vectors.task_vector import TaskVector
 from comgrad.weights.bases import BaseModel
 
@@ -95,12 +95,28 @@ class Bench:
 
     @torch.no_grad()
     def prompts(self, task: Task) -> Tensor:
-        """(labels, d): each label's prompt encoded by the BASE model, whatever is trained later."""
+        """(labels, d): each label's prompt encoded by the BASE model, whatever is trained later.
+
+        Raises:
+            ComgradError: (`task-of-images`) a task of images.
+        """
+        check_texts(task)
         return embed(self.encoder(), **self.tokens(task.label_prompts))
 
     def classifier(self, task: Task, encoder: nn.Module) -> PromptClassifier:
         """The task's classifier around an encoder (the base's own, or one with an adapter)."""
         return PromptClassifier(encoder, self.prompts(task)).to(self.device)
+
+
+def check_texts(task: Task) -> None:
+    """Refuse a task of images where texts are read. Raises ComgradError (`task-of-images`)."""
+    if task.of_images or task.templates:
+        raise ComgradError(
+            f"the task '{task.name}' of images",
+            "this base reads texts",
+            "use a base of open_clip, a folder with open_clip_config.json",
+            code="task-of-images",
+        )
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A base and a task, ready to be trained and scored: one face for encoders with a frozen head and for causal models."""
+"""A base and a task, ready to be trained and scored: one face for encoders with a frozen head, causal models and image towers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from comgrad.describe.task import Example, Task
 from comgrad.errors import ComgradError
 from comgrad.evaluate.causal import AnswerModel, CausalBench, evaluate_causal, is_causal
-from comgrad.evaluate.classifier import LOGIT_SCALE, MAX_LENGTH, Bench, PromptClassifier, Score, evaluate
+from comgrad.evaluate.classifier import LOGIT_SCALE, MAX_LENGTH, Bench, PromptClassifier, Score, check_texts, evaluate
+from comgrad.evaluate.images import ImageBench, ImageHarness, is_open_clip
 from comgrad.weights.bases import BaseModel
 
 
@@ -126,6 +127,16 @@ def open_harness(base: BaseModel, task: Task) -> Harness:
     Raises:
         ComgradError: a base without config or tokenizer, or of a kind that has no frozen head.
     """
+    if is_open_clip(base.path):
+        if not task.of_images:
+            raise ComgradError(
+                f"the task '{task.name}' of texts",
+                f"the base '{base.name}' is open_clip's, whose image tower is trained",
+                "give a task whose examples have an 'image', or a base that reads texts",
+                code="task-of-texts",
+            )
+        return ImageHarness(ImageBench.open(base), task)
+    check_texts(task)
     if not any((base.path / name).is_file() for name in _TOKENIZER_FILES):
         raise ComgradError(
             f"the base '{base.path}'",

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from comgrad.evaluate.classifier import LOGIT_SCALE
 from comgrad.evaluate.digests import digest_of, tensor_digest, vector_digest
 from comgrad.evaluate.predictor import Batch, Predictor, Read, Term, pooled, through
 from comgrad.types import BaseRef
@@ -46,9 +47,17 @@ class LinearPredictor(Predictor):
     slopes: dict[tuple[str, str], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, base: BaseRef, model: nn.Module, encoder: nn.Module, *, read: Read = pooled) -> LinearPredictor:
+    def of(
+        cls,
+        base: BaseRef,
+        model: nn.Module,
+        encoder: nn.Module,
+        *,
+        read: Read = pooled,
+        logit_scale: float = LOGIT_SCALE,
+    ) -> LinearPredictor:
         """Of a linear model around an encoder that stands at θ₀ (`finetune.linearised.Linearised`)."""
-        return cls(base, encoder, read, through(model), "linearised")
+        return cls(base, encoder, read, through(model), "linearised", logit_scale)
 
     @contextmanager
     def at(self, terms: Sequence[Term]) -> Iterator[nn.Module]:

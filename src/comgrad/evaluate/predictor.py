@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from comgrad.describe.task import Task
+from comgrad.describe.task import Example, Task
 from comgrad.errors import ComgradError
 from comgrad.evaluate.classifier import LOGIT_SCALE, Bench, shifted
 from comgrad.evaluate.digests import digest_of, tensor_digest, vector_digest
@@ -83,9 +83,7 @@ def text_problem(
     parts: dict[str, Iterable[tuple[Batch, Tensor]]] = {}
     digests = {}
     for split in splits:
-        chosen = list(task.split(split))
-        if limit is not None and limit < len(chosen):
-            chosen = sorted(chosen, key=lambda e: hashlib.sha256(e.text.encode()).digest())[:limit]
+        chosen = first_by_content(task.split(split), limit)
         chosen.sort(key=lambda e: len(e.text))
         batches = []
         for start in range(0, len(chosen), batch_size):
@@ -96,6 +94,13 @@ def text_problem(
         told = [list(task.label_prompts), batch_size, [[e.text, e.label] for e in chosen]]
         digests[split] = digest_of(told)
     return Problem(task.name, bench.prompts(task) if head is None else head, parts, digests)
+
+
+def first_by_content(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """The first `limit` in the order of a digest of their texts; all, as they stand, where that is not less."""
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    return sorted(examples, key=lambda e: hashlib.sha256(e.text.encode()).digest())[:limit]
 
 
 def pooled(encoder: nn.Module, batch: Batch) -> Tensor:

@@ -16,6 +16,8 @@ from comgrad.service.settings import Settings
 from comgrad.service.web.connections import bounded
 from comgrad.service.web.logs import set_up
 
+BACKLOG = 2048  # connections that wait to be accepted
+
 
 def serve(
     settings: Settings,
@@ -48,6 +50,7 @@ def serve(
         proxy_headers=False,
         server_header=False,
         date_header=True,
+        backlog=BACKLOG,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=30,
         limit_concurrency=settings.connections,
@@ -78,6 +81,7 @@ def _bound(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen(BACKLOG)  # whoever is told the address may connect at once: the server accepts when it is ready
     except (OSError, OverflowError) as error:
         sock.close()
         why = getattr(error, "strerror", None) or str(error)

@@ -76,10 +76,13 @@ class GradientMaker:
         """The vector's base, opened as a text encoder. Raises as `make`."""
         from comgrad.evaluate.causal import is_causal
         from comgrad.evaluate.classifier import Bench
+        from comgrad.evaluate.images import is_open_clip
 
         base = base or resolve_base(vector.base.name)
         if self._open is None or self._open[0] != base.path:
             try:
+                if is_open_clip(base.path):
+                    raise _no_head(base.name, "it is a model of open_clip, whose image tower is trained")
                 if is_causal(base.path):
                     raise _no_head(base.name, "it is a causal language model, which answers in words")
                 bench = Bench.open(base)

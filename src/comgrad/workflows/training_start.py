@@ -9,6 +9,7 @@ import torch
 
 from comgrad.describe.encoder import DEFAULT_ENCODER
 from comgrad.errors import BaseMismatch, ComgradError
+from comgrad.evaluate.images import TOWER, is_open_clip
 from comgrad.finetune.recipes import Recipe
 from comgrad.finetune.regularisers import regulariser_named
 from comgrad.finetune.selection import select
@@ -221,10 +222,19 @@ def start_of(request: TrainRequest, recipe: Recipe, base: BaseModel, init: TaskV
     Raises:
         ComgradError: (`no-targets`, `layout-unknown`) the base has nothing that the recipe trains.
     """
+    tower = TOWER if is_open_clip(base.path) else None
     if recipe.kind == "dense":
         with base.open() as checkpoint:
             shapes = {n: tuple(e.shape) for n, e in checkpoint.entries.items() if e.is_float}
-        return Start(base.ref, base.path, frozen=init), select(shapes, recipe.paradigm).parameters
+        chosen = select(shapes, recipe.paradigm, tower=tower)
+        return Start(base.ref, base.path, frozen=init, tower=tower), chosen.parameters
+    if tower is not None:
+        raise ComgradError(
+            f"the recipe '{recipe.name}' on the base '{base.name}' of open_clip",
+            "its attention keeps query, key and value in one tensor that is no module, which an adapter cannot be put on",
+            "use a recipe that trains the tensors themselves, such as attention-linear",
+            code="no-targets",
+        )
     rank = request.rank or recipe.rank
     if init is None:
         fresh = _zero(recipe, base, rank)

@@ -17,7 +17,10 @@ Tasks = Annotated[
         help="Tasks in the place of the suite's, with commas: learning rates are tuned on others, and others are controls."
     ),
 ]
-Suite = Annotated[str, typer.Option(help="The frozen tasks and sizes: text8.")]
+Suite = Annotated[
+    str,
+    typer.Option(help="The frozen tasks and sizes: text8, or vision8 of images, whose --data has one folder per task."),
+]
 Base = Annotated[str | None, typer.Option(help="A base model in the place of the suite's.")]
 Recipes = Annotated[Names, typer.Option(help="Recipes of comgrad train, with commas; default: the suite's.")]
 Seeds = Annotated[Names, typer.Option(help="Seeds of training, with commas; default: the suite's, 0,1,2.")]
@@ -55,6 +58,8 @@ def addition(
       comgrad bench addition --quick -o try
 
       comgrad bench addition --data data -o arithmetic --jobs 2 --page docs/arithmetic.md
+
+      comgrad bench addition --suite vision8 --data images --base clip-folder -o vision8
     """
     options = (data, out, tasks, suite, base, recipes, seeds, steps, jobs, quick, kept, page)
     _run("addition", *options, as_json=as_json)

@@ -39,8 +39,8 @@ def measure_costs(plan: Plan, progress: Callable[[int, int], None] | None = None
     reference = REFERENCE if REFERENCE in names else names[0]
     with one_thread_per_task():
         found = costs(candidates, reference=reference, warm_up=_WARM_UP, steps=plan.suite.cost_steps, progress=progress)
-    tokens = [int(x) for x in batch["input_ids"].shape]
-    record = {"reference": reference, "batch": tokens, "costs": [c.as_dict() for c in found]}
+    shape = [int(x) for x in next(v for k, v in batch.items() if k != "labels").shape]
+    record = {"reference": reference, "batch": shape, "costs": [c.as_dict() for c in found]}
     _kept(plan).write("cost", _depends(plan), record)
 
 

@@ -16,9 +16,10 @@ from comgrad.evaluate.arithmetic import GRID, TEST, VALIDATION, addition, single
 from comgrad.evaluate.classifier import Bench
 from comgrad.evaluate.disentanglement import disentanglement
 from comgrad.evaluate.editing import negation
+from comgrad.evaluate.images import ImageBench, problem_of, reading
 from comgrad.evaluate.interference import interference, predicts, ratio_table
 from comgrad.evaluate.linear import LinearPredictor
-from comgrad.evaluate.predictor import Predictor, Problem, text_problem
+from comgrad.evaluate.predictor import Predictor, Problem
 from comgrad.finetune.linearised import Linearised
 from comgrad.finetune.recipes import recipe_named
 from comgrad.finetune.trainable import renamed
@@ -41,7 +42,7 @@ class Stage:
     plan: Plan
     recipe: str
     seed: int
-    bench: Bench
+    bench: Bench | ImageBench
     heads: dict[str, Tensor]
 
     @cached_property
@@ -50,9 +51,11 @@ class Stage:
         encoder = self.bench.encoder()
         for p in encoder.parameters():
             p.requires_grad_(False)
+        how = reading(self.bench)
         if not recipe_named(self.recipe).linearised:
-            return Predictor(self.bench.base.ref, encoder)
-        return LinearPredictor.of(self.bench.base.ref, Linearised(encoder), encoder)
+            return Predictor(self.bench.base.ref, encoder, how.read, logit_scale=how.logit_scale)
+        lin = Linearised(encoder)
+        return LinearPredictor.of(self.bench.base.ref, lin, encoder, read=how.read, logit_scale=how.logit_scale)
 
     @cached_property
     def vectors(self) -> list[TaskVector]:
@@ -95,7 +98,7 @@ class Stage:
         parts: dict[str, Any] = {}
         digests: dict[str, str] = {}
         for split in splits:
-            one = text_problem(self.bench, task, splits=(split,), limit=sizes[split], head=self.heads[identity])
+            one = problem_of(self.bench, task, splits=(split,), limit=sizes[split], head=self.heads[identity])
             parts |= one.parts
             digests |= one.digests
         return Problem(identity, self.heads[identity], parts, digests)

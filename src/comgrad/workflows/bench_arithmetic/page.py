@@ -20,8 +20,13 @@ Written by `comgrad bench addition` and `comgrad bench disentanglement`; no figu
 A vector is trained for every task by every recipe; then vectors are added, subtracted and merged, with one coefficient
 chosen on validation data before one look at the test data. Means are over tasks or pairs, then over seeds, with 95 %
 t-intervals over seeds. Accuracies are shares of 1. Published figures are those of the paper (CLIP image towers on eight
-image tasks, percent): another model, other data; only their order can be compared.
+image tasks, percent): {compared}.
 """
+COMPARED = {
+    "text": "another model, other data; only their order can be compared",
+    "image": "the paper's own tasks; compare with the column of the model that was run, and only where its weights are the\n"
+    "pre-trained ones",
+}
 
 
 def page(
@@ -31,7 +36,7 @@ def page(
     paper = read_run("linear_layers_only")
     published = {run["id"]: run["published"] for run in paper["runs"]}
     parts = [
-        HEAD,
+        HEAD.format(compared=COMPARED[plan.suite.kind]),
         _orderings(rows),
         _addition(plan.suite, rows, published["table-1"]),
         _paradigms(plan.suite, rows, published["table-2"]),

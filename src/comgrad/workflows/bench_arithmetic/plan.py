@@ -9,12 +9,21 @@ from pathlib import Path
 
 from comgrad.describe.task import Task
 from comgrad.errors import ComgradError
-from comgrad.evaluate.digests import digest_of
+from comgrad.evaluate.images import is_open_clip
 from comgrad.evaluate.splits import LeakReport, leak_guard, three_way
 from comgrad.finetune.recipes import RECIPES, Recipe, recipe_named
 from comgrad.weights.bases import BaseModel, resolve_base
-from comgrad.workflows.bench.corpus import Item, open_tasks
-from comgrad.workflows.bench_arithmetic.suite import Suite, check_data, of_tasks, quick, suite_named
+from comgrad.workflows.bench.corpus import open_tasks
+from comgrad.workflows.bench_arithmetic.suite import (
+    Source,
+    Suite,
+    check_data,
+    contents,
+    of_tasks,
+    quick,
+    suite_named,
+)
+from comgrad.workflows.bench_arithmetic.vision import open_images
 
 ADDITION, DISENTANGLEMENT = "addition", "disentanglement"
 LOW_RANK = ("knots",)  # for adapters alone: it is made for them, and embedding tables side by side take too long
@@ -81,8 +90,19 @@ class Plan:
     request: Request
 
     @cached_property
-    def items(self) -> Mapping[str, Item]:
-        return {i.id: i for i in open_tasks(self.request.data)}
+    def items(self) -> Mapping[str, Source]:
+        """Task's id → task. Raises ComgradError, NotFound."""
+        asked = self.request
+        if suite_named(asked.suite).kind == "text":
+            return {i.id: i for i in open_tasks(asked.data)}
+        if asked.data is None:
+            raise ComgradError(
+                f"the suite '{asked.suite}' without --data",
+                "its images are not shipped",
+                "give the folder that holds one folder per task with --data",
+                code="bad-options",
+            )
+        return {i.id: i for i in open_images(asked.data, asked.out / "images")}
 
     @cached_property
     def suite(self) -> Suite:
@@ -98,8 +118,15 @@ class Plan:
     def check(self) -> None:
         """Refuse a request that cannot be run, before anything is made. Raises ComgradError, NotFound."""
         _check(self.suite)
+        base = resolve_base(self.suite.base)
+        if (self.suite.kind == "image") != is_open_clip(base.path):
+            raise ComgradError(
+                f"the base '{base.name}' for the suite '{self.suite.name}'",
+                f"its tasks are of kind '{self.suite.kind}', which this base does not read",
+                "give a model of open_clip for images and a text encoder for texts with --base",
+                code="bad-options",
+            )
         check_data(self.suite, self.items)
-        resolve_base(self.suite.base)
 
     @cached_property
     def base(self) -> BaseModel:
@@ -119,10 +146,7 @@ class Plan:
     @cached_property
     def digests(self) -> Mapping[str, str]:
         """Task's id → digest of what is trained and measured on."""
-        return {
-            name: digest_of([list(t.label_prompts), [[e.text, e.label, e.split] for e in t.examples]])
-            for name, t in self.tasks.items()
-        }
+        return {name: contents(t) for name, t in self.tasks.items()}
 
     # -- what there is to do -------------------------------------------------------------------------------------------
     @property

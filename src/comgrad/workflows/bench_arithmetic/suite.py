@@ -7,6 +7,8 @@ is taken. A family without such a task is passed over. The first eight are the s
 base model can do already are the control tasks of negation: its validation accuracy is at least 1.5 times the share of the
 commonest label (a task that it cannot do cannot be harmed). Learning rates are tuned on the first two of the rest. The
 file also has a digest of every task's contents. `benchmarks/choose_text8.py` applies the rule.
+
+`vision8` is the linear-layers paper's own: its eight image tasks, steps, batches, schedule and one learning rate for all.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
 from comgrad.describe.task import Task
 from comgrad.errors import ComgradError, NotFound
@@ -26,8 +28,21 @@ from comgrad.workflows.bench.corpus import Item
 LEAST_TRAIN, LEAST_TEST, MOST_CHARACTERS = 1000, 300, 200.0
 CHOSEN, DEVELOPMENT, CONTROLS = 8, 2, 2
 ABLE = 1.5
-UNAVAILABLE = {"vision8": "it needs open_clip's image towers, and comgrad has no image benchmark yet"}
+SUITES = ("text8", "vision8")
 _RUNS = "comgrad.workflows.bench_arithmetic"
+
+
+class Source(Protocol):
+    """A task on disk: `workflows.bench.corpus.Item`, or `vision.ImageItem`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def task(self) -> Task: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,8 @@ class Suite:
         whole_grid: of the heat maps, for the first seed.
         methods: merging methods. method_recipes: recipes whose vectors they merge.
         cost_steps: timed steps of each recipe.
+        kind: of examples, `text` or `image`.
+        learning_rate: of every recipe; None: a recipe's own, tuned with `rates`.
     """
 
     name: str
@@ -75,6 +92,8 @@ class Suite:
     methods: tuple[str, ...]
     method_recipes: tuple[str, ...]
     cost_steps: int
+    kind: str = "text"
+    learning_rate: float | None = None
 
     @property
     def every(self) -> tuple[str, ...]:
@@ -86,11 +105,11 @@ class Suite:
 
 
 def suite_named(name: str) -> Suite:
-    """The frozen suite of that name. Raises ComgradError (`bad-options`, `no-suite`)."""
-    if name in UNAVAILABLE:
-        raise ComgradError(f"the suite '{name}'", UNAVAILABLE[name], "use the suite text8", code="no-suite")
-    if name != "text8":
-        raise ComgradError(f"the suite '{name}'", "there is none of that name", "use text8", code="bad-options")
+    """The frozen suite of that name. Raises ComgradError (`bad-options`)."""
+    if name not in SUITES:
+        raise ComgradError(
+            f"the suite '{name}'", "there is none of that name", f"use {' or '.join(SUITES)}", code="bad-options"
+        )
     return _suite(read_run(name)["suite"])
 
 
@@ -101,7 +120,7 @@ def read_run(name: str) -> dict[str, Any]:
 
 
 def _suite(row: Mapping[str, Any]) -> Suite:
-    return Suite(**{f.name: _frozen(row[f.name]) for f in fields(Suite)})
+    return Suite(**{f.name: _frozen(row[f.name]) for f in fields(Suite) if f.name in row})
 
 
 def _frozen(value: Any) -> Any:
@@ -133,7 +152,7 @@ def can_do(accuracy: float, task: Task) -> bool:
     return accuracy >= ABLE * max(labels.count(x) for x in set(labels)) / len(labels)
 
 
-def _place(item: Item) -> str:
+def _place(item: Source) -> str:
     return hashlib.sha256(item.id.encode()).hexdigest()
 
 
@@ -148,10 +167,11 @@ def _qualifies(task: Task) -> bool:
 # -- on somebody's data ------------------------------------------------------------------------------------------------
 def contents(task: Task) -> str:
     """SHA-256 of a task's prompts and examples, whatever file they came in."""
-    return digest_of([list(task.label_prompts), [[e.text, e.label, e.split] for e in task.examples]])
+    head = [list(task.label_prompts), *([list(task.templates)] if task.templates else [])]
+    return digest_of([*head, [[e.text, e.label, e.split] for e in task.examples]])
 
 
-def check_data(suite: Suite, items: Mapping[str, Item]) -> None:
+def check_data(suite: Suite, items: Mapping[str, Source]) -> None:
     """Refuse a folder that lacks a task of the suite, or has it with other contents. Raises NotFound, ComgradError."""
     for identity in suite.every:
         if identity not in items:
@@ -170,7 +190,7 @@ def check_data(suite: Suite, items: Mapping[str, Item]) -> None:
             )
 
 
-def of_tasks(suite: Suite, tasks: Sequence[str], items: Mapping[str, Item]) -> Suite:
+def of_tasks(suite: Suite, tasks: Sequence[str], items: Mapping[str, Source]) -> Suite:
     """The suite on tasks of one's own: development and control tasks are the first two and the next two of the others,
     by the SHA-256 of their ids; where there are too few, rates are not tuned, and the suite's other tasks are controls.
     """

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from comgrad.describe.task import Task
+from comgrad.describe.task import IMAGE_TEXT, Example, Task
 from comgrad.errors import ComgradError
 from comgrad.evaluate.digests import digest_of
 from comgrad.finetune.recipes import recipe_named
@@ -37,7 +37,7 @@ def request_of(plan: Plan, training: Training, task_dir: Path) -> TrainRequest:
         recipe=recipe.name,
         base=str(plan.base.path),
         steps=suite.steps,
-        learning_rate=recipe.spec.learning_rate * training.rate,
+        learning_rate=(suite.learning_rate or recipe.spec.learning_rate) * training.rate,
         batch_size=suite.batch_size,
         schedule=suite.schedule,
         warmup_steps=round(suite.warmup_share * suite.steps),
@@ -100,18 +100,25 @@ def task_folder(plan: Plan, identity: str) -> Path:
 
 def _write(task: Task, folder: Path) -> None:
     parts = {"train": "train", "validation": "test"}
-    rows = [{"text": e.text, "label": e.label, "split": parts[e.split]} for e in task.examples if e.split in parts]
+    rows = [{**_what(e), "label": e.label, "split": parts[e.split]} for e in task.examples if e.split in parts]
     card = {
         "name": task.name,
         "description": task.description,
         "label_names": list(task.label_names),
         "label_prompts": list(task.label_prompts),
+        **({"templates": list(task.templates)} if task.templates else {}),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(folder, replace=True) as there:
         atomic_write_bytes(there / "task_card.json", json.dumps(card, ensure_ascii=False, indent=1).encode())
         lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
         atomic_write_bytes(there / "examples.jsonl", lines.encode())
+
+
+def _what(e: Example) -> dict[str, str]:
+    if e.image:
+        return {"image": str(Path(e.image).absolute()), "sha256": e.text.removeprefix(IMAGE_TEXT)}
+    return {"text": e.text}
 
 
 # -- learning rates ----------------------------------------------------------------------------------------------------

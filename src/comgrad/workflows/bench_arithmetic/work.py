@@ -15,6 +15,7 @@ from torch import Tensor
 
 from comgrad.engine.local import one_thread_per_task
 from comgrad.evaluate.classifier import Bench
+from comgrad.evaluate.images import ImageBench, open_bench
 from comgrad.workflows.bench_arithmetic.costs import known_costs, measure_costs
 from comgrad.workflows.bench_arithmetic.measure import Stage, measure, measured
 from comgrad.workflows.bench_arithmetic.plan import ADDITION, Cell, Plan, Request, Training
@@ -45,8 +46,8 @@ class Worker:
         return Plan(self.request)
 
     @cached_property
-    def bench(self) -> Bench:
-        return Bench.open(self.plan.base)
+    def bench(self) -> Bench | ImageBench:
+        return open_bench(self.plan.base)
 
     def attempt(self, trial: Training) -> None:
         """A learning rate on a development task."""
