@@ -304,5 +304,5 @@ def _n(x: float | None, digits: int = 2) -> str:
 def _spread(s: Spread | None, digits: int = 3) -> str:
     if s is None:
         return "–"
-    interval = f" [{_n(s.low, digits)}, {_n(s.high, digits)}]" if math.isfinite(s.low) and s.high > s.low else ""
-    return _n(s.mean, digits) + interval
+    low, high = _n(s.low, digits), _n(s.high, digits)
+    return _n(s.mean, digits) + (f" [{low}, {high}]" if low != high else "")
