@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from bounded import next_line
+
 BUCKET = "registries"
 KEYS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -129,7 +131,7 @@ def s3_apart() -> Iterator[str]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().strip()
+        yield next_line(process.stdout).strip()
     finally:
         process.stdin.close()
         process.stdout.close()

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import stand_ins
+from bounded import joined, started
 from comgrad.errors import ComgradError, FileRefused, NameTaken, NotFound, StorageError
 from comgrad.registry import database
 from comgrad.registry.card import Card
@@ -383,10 +384,8 @@ def test_many_stores_add_the_same_and_different_vectors_at_once(size: Size) -> N
             start.abort()
 
     threads = [threading.Thread(target=worker, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    started(threads)
+    joined(threads)
     assert errors == []
     done = [r.record.digest for r in results if r.status == "added" and r.record]
     assert len(done) == len(set(done)) == 5 + 6 * 3 + 1  # each is added exactly once
@@ -490,10 +489,8 @@ def test_a_registry_of_the_first_schema_is_upgraded_on_opening(size: Size) -> No
     assert caught.value.code == "registry-older"
     opened: list[Store] = []
     threads = [threading.Thread(target=lambda: opened.append(size.open())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    started(threads)
+    joined(threads)
     assert [database.revision(store._engine, "it") for store in opened] == [database.HEAD] * 4
     assert opened[0].get(identity) == before
     assert opened[1].attach_gradient(identity, GradientEntry(b"g", HOW)).status == "attached"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bounded import next_line
 from comgrad.errors import StorageError
 from comgrad.registry.card import Card
 from comgrad.registry.models import Entry, Facts
@@ -89,7 +90,7 @@ def test_eight_processes_add_the_same_and_different_vectors_to_a_new_registry(tm
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*command, str(worker)], **pipes) for worker in range(8)]  # type: ignore[call-overload]
     for process in processes:
-        assert process.stdout.readline() == "ready\n"
+        assert next_line(process.stdout) == "ready\n"
     for process in processes:  # all of them are loaded; none has opened the registry
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -112,7 +113,9 @@ def namespace(script: str, *arguments: object) -> str:
     prefix = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
     if shutil.which("unshare") is None:
         pytest.skip("no unshare")
-    probe = subprocess.run([*prefix, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True)
+    probe = subprocess.run(
+        [*prefix, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True, timeout=120
+    )
     if probe.returncode:
         pytest.skip("mounting is not permitted")
     done = subprocess.run(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
+from bounded import joined, started
 from comgrad.errors import ComgradError, FileRefused, NotFound, StorageError
 from comgrad.registry import database
 from comgrad.registry.card import Card
@@ -156,10 +157,8 @@ def test_a_registry_of_the_first_schema_is_upgraded_on_opening(tmp_path: Path) -
         Store(tmp_path, read_only=True)
     opened: list[Store] = []
     threads = [threading.Thread(target=lambda: opened.append(Store(tmp_path))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    started(threads)
+    joined(threads)
     assert len(opened) == 4  # whoever came first upgraded it
     assert database.revision(opened[0]._engine, "it") == database.HEAD == "0002"
     assert opened[0].get(one).name == "one"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import stand_ins
+from bounded import joined, started
 from comgrad.errors import ComgradError, FileRefused, StorageError
 
 if not stand_ins.available():
@@ -190,8 +191,7 @@ def test_clients_recover_when_the_database_crashes_under_load(place: ServedPlace
 
     with Store(place) as store:
         threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-        for thread in threads:
-            thread.start()
+        started(threads)
         for mode in ("immediate", "fast"):
             time.sleep(1.0)
             servers.postgres.stop(mode)
@@ -203,8 +203,7 @@ def test_clients_recover_when_the_database_crashes_under_load(place: ServedPlace
                 time.sleep(0.1)
             assert len(acknowledged) >= before + 6 or errors
         going.clear()
-        for thread in threads:
-            thread.join()
+        joined(threads)
         assert errors == []
         assert {row.digest for row in store.list()} == set(acknowledged)
         assert store.audit().ok

@@ -143,7 +143,9 @@ def test_honest_connections_stay_open(port: int) -> None:
         for _ in range(3):
             said = b""
             while not said.endswith(b"ok"):
-                said += sock.recv(1)
+                got = sock.recv(1)
+                assert got, said
+                said += got
 
 
 def test_an_answer_that_nobody_takes_is_given_up() -> None:

@@ -14,6 +14,7 @@ import anyio
 import numpy as np
 import pytest
 
+from bounded import joined, started
 from comgrad.describe.encoder import load_encoder
 from comgrad.errors import StorageError
 from comgrad.registry.card import Card
@@ -207,10 +208,8 @@ def test_few_wait_for_a_turn_and_one_question_is_computed_once(site: Site) -> No
         return "made"
 
     asking = [threading.Thread(target=turns.remembered, args=(("a", 1), made)) for _ in range(6)]
-    for t in asking:
-        t.start()
-    for t in asking:
-        t.join()
+    started(asking)
+    joined(asking)
     assert len(calls) == 1
     over, refused = threading.Event(), []
 
@@ -222,15 +221,13 @@ def test_few_wait_for_a_turn_and_one_question_is_computed_once(site: Site) -> No
             refused.append(1)
 
     asking = [threading.Thread(target=ask) for _ in range(100)]
-    for t in asking:
-        t.start()
+    started(asking)
     until = time.monotonic() + 5
     while len(refused) < 20 and time.monotonic() < until:
         time.sleep(0.01)
     many = len(refused)
     over.set()
-    for t in asking:
-        t.join()
+    joined(asking)
     assert many >= 20  # at once: they hold no thread that others need
 
 
@@ -250,8 +247,7 @@ def test_nothing_is_left_unscreened_that_came_meanwhile(
             add(1)
             second = site.service.jobs.submit("screen", {})
             thread = threading.Thread(target=site.service.jobs.run, args=(second.id,))
-            thread.start()
-            thread.join()
+            joined(started([thread]))
         return real(self, x)
 
     monkeypatch.setattr(Analysis, "_screened", screened)

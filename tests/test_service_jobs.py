@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ import pytest
 from huey.registry import Message
 
 import stand_ins
+from bounded import LONG, next_line
 from comgrad.errors import NotFound
 from comgrad.service.auth.identity import Principal
 from comgrad.service.errors import TooMany
@@ -53,11 +55,11 @@ def worker(folder: Path, database: str | None) -> Iterator[subprocess.Popen[str]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "working\n"
+        assert next_line(process.stdout) == "working\n"
         yield process
     finally:
         process.kill()
-        process.wait()
+        process.wait(LONG)
         if process.stdout is not None:
             process.stdout.close()
 
@@ -93,7 +95,7 @@ def test_a_killed_workers_jobs_are_done_by_the_next(tmp_path: Path, database: st
             until(lambda: file.exists() and all(jobs.get(who, q.id).over for q in quick))
             later = jobs.submit("lines", {"file": str(tmp_path / "later"), "seconds": 0.2}, account)
             first.send_signal(signal.SIGKILL)
-            first.wait()
+            first.wait(LONG)
         assert jobs.get(who, slow.id).state == "running"  # nobody knows yet
         file.with_suffix(".quick").touch()
         with worker(tmp_path, database):
@@ -150,6 +152,40 @@ def test_of_one_key_one_waits_and_accounts_have_a_quota(tmp_path: Path) -> None:
         jobs.get(Principal("ac-3"), one.id)
     jobs.close()
     store.close()
+
+
+def test_a_database_that_goes_and_comes_back_is_told_in_two_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three threads poll it four times a second and more."""
+    if not stand_ins.available():
+        pytest.skip("the packages for a real PostgreSQL are not installed")
+    file, who = tmp_path / "lines", Principal("ac-1", "bob")
+
+    def told(words: str) -> list[logging.LogRecord]:
+        return [r for r in caplog.records if words in r.message]
+
+    with stand_ins.postgres() as server, queue(tmp_path, server.new_database()) as (_, jobs, account):
+        jobs.start()
+        polls, storage = [0], jobs._huey.storage
+        real = storage._connect
+
+        def counted() -> object:
+            polls[0] += 1
+            return real()
+
+        storage._create_connection = counted
+        server.stop("fast")
+        until(lambda: polls[0] >= 10)
+        assert len(told("is away")) == 1
+        assert told("is back") == []
+        server.start()
+        made = jobs.submit("lines", {"file": str(file), "seconds": 0}, account)
+        until(lambda: jobs.get(who, made.id).over)
+        until(lambda: bool(told("is back")))
+    assert len(told("is away")) == len(told("is back")) == 1
+    assert "server" in told("is away")[0].why or "connection" in told("is away")[0].why  # type: ignore[attr-defined]
+    assert [r.message for r in caplog.records if r.name.startswith("huey") or r.exc_info] == []
 
 
 def test_messages_are_json_and_nothing_is_unpickled() -> None:

@@ -295,6 +295,20 @@ def test_a_reset_ends_by_time_and_not_by_signing_in(site: Site) -> None:
     assert site.service.sessions.of_session(stolen.secret, "") is None
 
 
+def test_a_change_of_password_does_not_end_a_reset(site: Site) -> None:
+    """A thief who has the password sees the reset coming, and changes the password before the owner uses it."""
+    made = issued(site, "mia")
+    stolen = site.service.sessions.log_in("mia", NEW, "192.0.2.8")
+    thief = site.service.sessions.of_session(stolen.secret, "")
+    assert thief is not None
+    site.service.sessions.change_password(thief, NEW, "the thief's own words")
+    assert use(site, made["secret"], handle="mia") == 200
+    assert site.service.sessions.of_session(stolen.secret, "") is None
+    with pytest.raises(SignInNeeded):
+        site.service.sessions.log_in("mia", "the thief's own words", "192.0.2.8")
+    assert use(site, made["secret"], handle="mia") == 403
+
+
 def while_checked(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen while the next password is being stretched."""
     real = secrets.matches

@@ -12,6 +12,8 @@ import pytest
 
 from comgrad.errors import StorageError
 from comgrad.registry.card import Card
+from comgrad.registry.catalogue import Catalogue
+from comgrad.registry.store import Store
 from comgrad.service import uploads as module
 from comgrad.service.jobs.admission import Admission
 from comgrad.service.store import work
@@ -19,7 +21,7 @@ from comgrad.service.store.database import now
 from comgrad.service.vectors import TAIL
 from comgrad.workflows import adding
 from comgrad.workflows.resolve import read_vector
-from service_site import Site, adapter, running
+from service_site import WEIGHTS, Site, adapter, running
 
 API = "/api/v1"
 
@@ -119,6 +121,101 @@ def test_nor_does_one_that_fails_at_once_after_storing(
     found = site.call("owner", "GET", f"{API}/jobs/{job}").json()["job"]
     assert (found["state"], found["error"]["code"]) == ("failed", "internal")
     assert (stored(site), upload(site, identity)["state"]) == ([], "refused")
+
+
+def fails_at(step: str, monkeypatch: pytest.MonkeyPatch, site: Site, job: str) -> None:
+    """Run a job that meets a mistake of ours in that method."""
+
+    def wrong(*args: object) -> str:
+        assert len(stored(site)) == 1
+        raise RuntimeError("a mistake of ours")
+
+    with monkeypatch.context() as m:
+        m.setattr(Admission, step, wrong)
+        site.service.jobs.run(job)
+    found = site.call("owner", "GET", f"{API}/jobs/{job}").json()["job"]
+    assert (found["state"], found["error"]["code"]) == ("failed", "internal")
+
+
+@pytest.mark.parametrize("step", ["_gradient", "_listed"])
+def test_a_removed_vector_that_a_failed_job_brought_back_goes_again(
+    site: Site, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It comes back under the name that its first upload gave it, which says nothing of this one."""
+    first, job = handed_over(site, files, name="mine")
+    site.service.jobs.run(job)
+    vector = upload(site, first)["vector"]
+    assert site.call("owner", "DELETE", f"{API}/vectors/{vector}").status_code == 200
+    assert stored(site) == []
+    identity, job = handed_over(site, files, name="mine")
+    fails_at(step, monkeypatch, site, job)
+    assert stored(site) == []
+    assert (upload(site, identity)["state"], upload(site, identity)["vector"]) == ("refused", None)
+    assert site.call("owner", "GET", f"{API}/vectors/{vector}").status_code == 404
+    again, job = handed_over(site, files, name="mine")
+    site.service.jobs.run(job)
+    assert upload(site, again)["vector"] == vector
+    assert stored(site) == [vector]
+
+
+def test_a_job_that_fails_late_lists_nothing(
+    site: Site, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, job = handed_over(site, files, name="mine")
+    fails_at("_gradient", monkeypatch, site, job)
+    assert stored(site) == []
+    assert site.call("owner", "GET", f"{API}/names/bob/mine").status_code == 404
+
+
+@pytest.mark.parametrize("step", ["_gradient", "_listed"])
+def test_a_failed_job_leaves_what_was_there_before(
+    site: Site, zoo: list[Path], files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The registry's own vector, that nobody shares: its owner did not upload it and does not lose it."""
+    own = adding.store_vector(site.service.registry, read_vector(zoo[0]), Card.make(name="own"), "own", what="it")
+    assert own.record is not None
+    _, job = handed_over(site, files, name="mine")
+    fails_at(step, monkeypatch, site, job)
+    assert stored(site) == [own.record.id]
+
+
+def test_what_is_being_brought_back_is_published_by_nobody(
+    site: Site, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of a session that was given up and whose row is gone, on their way in again."""
+    first, job = handed_over(site, files, name="mine")
+    fails_at("_listed", monkeypatch, site, job)
+    with site.service.database.write() as rows:
+        work.drop_uploads(rows, [first])
+    second, job = handed_over(site, files, name="mine")
+    killed_three_times(site, job, monkeypatch)
+    assert len(stored(site)) == 1
+    assert upload(site, second)["vector"] is None  # it is not told before it is listed
+    assert site.service.adopt() == 0
+
+
+def test_a_refused_upload_costs_the_same_however_much_is_stored(
+    site: Site, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each kind: refused when it is read, when it is stored, and after that. Nothing asks for all vectors."""
+
+    def asked(*args: object, **kwargs: object) -> Any:
+        raise AssertionError("all vectors are asked for")
+
+    def wrong(*args: object, **kwargs: object) -> Any:
+        raise RuntimeError("a mistake of ours")
+
+    for part, method in (({WEIGHTS: b"\0" * 100}, None), ({}, (Store, "_stored")), ({}, (Admission, "_listed"))):
+        identity, job = handed_over(site, {**files, **part})
+        with monkeypatch.context() as m:
+            for kind, name in ((Store, "list"), (Catalogue, "list"), (Catalogue, "_unknown")):
+                m.setattr(kind, name, asked)
+            if method is not None:
+                m.setattr(*method, wrong)
+            site.service.jobs.run(job)
+        found = upload(site, identity)
+        assert (found["state"], found["error"]["code"]) == ("refused", "internal" if method else "header-start")
+        assert stored(site) == []
 
 
 def test_what_somebody_else_lists_meanwhile_stays(

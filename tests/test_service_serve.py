@@ -26,6 +26,7 @@ API = "/api/v1"
 PROGRAM = """
 import sys
 from pathlib import Path
+from bounded import LONG, next_line
 from comgrad.service.serve import serve
 from comgrad.service.settings import Settings
 serve(Settings.from_environment(data=Path(sys.argv[1]), pages=False, preload=False, screen=False, body_seconds=1.5,
@@ -45,7 +46,7 @@ class Server:
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.process.wait(LONG)
 
 
 @contextlib.contextmanager
@@ -58,12 +59,12 @@ def serving(folder: Path) -> Iterator[Server]:
     assert process.stderr is not None
     port, secret = 0, None
     try:
-        line = process.stderr.readline()
+        line = next_line(process.stderr)
         found = re.search(r"at http://127\.0\.0\.1:(\d+)$", line.strip())
         assert found, line
         port = int(found[1])
         if not (folder / "known").exists():
-            secret = process.stderr.readline().strip().rpartition(" ")[2]
+            secret = next_line(process.stderr).strip().rpartition(" ")[2]
             (folder / "known").touch()
         os.set_blocking(process.stderr.fileno(), False)
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
@@ -77,7 +78,7 @@ def serving(folder: Path) -> Iterator[Server]:
             yield Server(process, client, port, secret, time.monotonic() - began)
     finally:
         process.kill()
-        process.wait()
+        process.wait(LONG)
         process.stderr.close()
         log.close()
 

@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 import stand_ins
+from bounded import joined, started
 from comgrad.errors import StorageError
 from comgrad.service.errors import Conflict
 from comgrad.service.store import people, things, trail
@@ -80,10 +81,8 @@ def test_numbers_of_changes_are_in_the_order_of_commits(database: Database) -> N
                 seen.append(things.next_version(rows))
 
     threads = [threading.Thread(target=change) for _ in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    started(threads)
+    joined(threads)
     assert seen == list(range(1, 41))
 
 

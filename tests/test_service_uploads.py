@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 import pytest
 
+from bounded import joined, started
 from comgrad.errors import StorageError
 from comgrad.service import receiving
 from comgrad.types import BaseRef
@@ -199,10 +200,8 @@ def test_two_completions_at_once_make_one_job(site: Site, zoo: list[Path]) -> No
         answers.append(site.call("owner", "POST", f"{API}/uploads/{identity}/complete?wait=60"))
 
     threads = [threading.Thread(target=complete) for _ in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    started(threads)
+    joined(threads)
     assert {a.status_code for a in answers} <= {201, 409}
     assert len({a.json()["job"]["id"] for a in answers if a.status_code == 201}) == 1
 

@@ -15,6 +15,7 @@ from comgrad.client.address import Address, address
 from comgrad.client.downloads import Downloads
 from comgrad.client.errors import not_trusted
 from comgrad.client.offers import Offers, Questions, not_here
+from comgrad.client.organisations import Organisations
 from comgrad.client.parcel import Part, parcel
 from comgrad.client.paths import API, quoted
 from comgrad.client.remembered import Remembered, RemoteFile, file_of
@@ -31,8 +32,8 @@ Progress = Callable[[int, int], None]
 SIGNATURE = "model.sig"
 
 
-class Client:
-    """A service as its user sees it.
+class Client(Organisations):
+    """A service as its user sees it; organisations and their members as in `Organisations`.
 
     Args:
         server: its address; default: the one signed in to last, or `COMGRAD_SERVER`.

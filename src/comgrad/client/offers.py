@@ -15,21 +15,28 @@ from comgrad.errors import NotFound
 
 
 class Questions:
-    """Questions with a JSON object for an answer; none is asked offline."""
+    """Requests with a JSON object, or nothing, for an answer; none is made offline."""
 
     def __init__(self, wire: Wire, offline: bool) -> None:
         self.wire = wire
         self.offline = offline
 
-    def object(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    def object(self, method: str, path: str, body: Any = None, *, repeatable: bool = True) -> dict[str, Any]:
         """The answer. Raises the service's refusal, Unreachable, NotTrusted."""
-        origin = self.wire.where.origin
-        if self.offline:
-            raise Unreachable(origin, "this client is offline", "ask again without --offline", code="offline")
-        found = self.wire.ask(method, path, body=body).json
+        found = self._answer(method, path, body, repeatable)
         if not isinstance(found, dict):
-            raise not_trusted(f"an answer of {origin}", "it is no comgrad service", "no-service")
+            raise not_trusted(f"an answer of {self.wire.where.origin}", "it is no comgrad service", "no-service")
         return found
+
+    def nothing(self, method: str, path: str) -> None:
+        """Have something done that has no answer, and not twice. Raises as `object`."""
+        self._answer(method, path, None, False)
+
+    def _answer(self, method: str, path: str, body: Any, repeatable: bool) -> Any:
+        if self.offline:
+            origin = self.wire.where.origin
+            raise Unreachable(origin, "this client is offline", "ask again without --offline", code="offline")
+        return self.wire.ask(method, path, body=body, repeatable=repeatable).json
 
 
 class Offers:

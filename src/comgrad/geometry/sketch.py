@@ -29,6 +29,19 @@ VERSION = 1  # of the random numbers: sketches of two versions have nothing in c
 BLOCK = 1 << 16  # rows or columns that are projected at once; changing it changes the sketches of larger tensors
 
 
+def identity() -> str:
+    """32 hex digits that are others when the same vector has another sketch: what is kept of sketches is kept under them.
+
+    They stand for the rule's version and sizes, and for the random numbers themselves, whose stream a newer NumPy may
+    change.
+    """
+    told = hashlib.sha256(f"{VERSION} {SIDE} {BLOCK}".encode())
+    for side in ("out", "in"):
+        told.update(_random(f"{VERSION} {side}").standard_normal((SIDE, SIDE), dtype=np.float32).tobytes())
+        told.update(_random(f"{VERSION} {side} tensor").integers(0, 2, SIDE).astype("i1").tobytes())
+    return told.hexdigest()[:32]
+
+
 def sketch(tau: TaskVector) -> Float[np.ndarray, "d"]:
     """s(τ) (1024,) fp32. Its relative error is about 1/32, times a little more for few tensors of low rank.
 

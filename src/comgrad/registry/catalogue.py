@@ -90,6 +90,10 @@ class Catalogue:
         """The row of a blob, active or removed."""
         return self.read(lambda connection: row_where(connection, vectors.c.digest == digest))
 
+    def by_id(self, identity: str) -> Record | None:
+        """The row of exactly that id, active or removed."""
+        return self.read(lambda connection: row_where(connection, vectors.c.id == identity))
+
     def get(self, key: str, *, include_removed: bool = False, exact: bool = False) -> Record:
         """The row of an id, a name, or (unless `exact`) the beginning of either when only one row has it.
 

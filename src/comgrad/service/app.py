@@ -19,7 +19,9 @@ from starlette.exceptions import HTTPException
 
 from comgrad.errors import ComgradError
 from comgrad.service.api import people, questions, uploads, vectors
+from comgrad.service.api import results as r
 from comgrad.service.api.answers import REFUSED
+from comgrad.service.api.results import sends
 from comgrad.service.auth.http import Who, principal
 from comgrad.service.core import Service, service_of
 from comgrad.service.errors import Forbidden, TooMany, outward, status_of
@@ -90,12 +92,16 @@ def _site() -> APIRouter:
     """What an operator's programs ask."""
     router = APIRouter(tags=["site"], default_response_class=Json)
 
-    @router.get("/healthz")
+    @router.get("/healthz", **sends(r.Health))
     async def health() -> dict[str, Any]:
         """Whether the process answers."""
         return {"ok": True}
 
-    @router.get("/readyz", responses={503: {"description": "Not yet"}})
+    @router.get(
+        "/readyz",
+        response_model=None,
+        responses={200: {"model": r.Ready}, 503: {"model": r.Ready, "description": "Not yet"}},
+    )
     def ready(request: Request) -> Response:
         """Whether it can do its work: 503 until then."""
         parts = service_of(request).ready()
@@ -120,7 +126,7 @@ def _site() -> APIRouter:
 def _about() -> APIRouter:
     router = APIRouter(tags=["site"], default_response_class=Json)
 
-    @router.get("/service")
+    @router.get("/service", **sends(r.About))
     def about(request: Request, who: Who) -> dict[str, Any]:
         """What this service is and what it takes."""
         service = service_of(request)

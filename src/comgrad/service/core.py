@@ -82,9 +82,9 @@ class Service:
         self._warming: threading.Thread | None = None
 
     def _register(self) -> None:
-        admission = Admission(self.database, self.registry, self.uploads, self.jobs, self.audit)
-        analysis = Analysis(self.database, self.scopes, self.nearness, self.uploads, self.jobs, self.settings)
         self.reaper = reaper = Reaper(self.database, self.registry.store, self.uploads, self.audit, self.settings)
+        admission = Admission(self.database, self.registry, self.uploads, self.jobs, self.audit, reaper.give_up)
+        analysis = Analysis(self.database, self.scopes, self.nearness, self.uploads, self.jobs, self.settings)
         self.jobs.register(
             {
                 "admit": Kind(STEPS, admission, 10, failed=reaper.failed),
@@ -95,6 +95,7 @@ class Service:
         )
         self.jobs.each_minute(reaper.reap)
         self.jobs.each_minute(self.insight.suggestions.reap)
+        self.jobs.each_minute(self.files.reclaim)  # what could not be at the start
 
     # -- life ----------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -108,6 +109,7 @@ class Service:
         try:
             self.scopes.refresh()
             self.reconcile()
+            self.files.reclaim()
             if self.settings.preload or any(x.row.related is None for x in self.scopes.all_listings()):
                 self.jobs.submit("relate", {}, key="relate")
             if self.settings.preload:
@@ -153,7 +155,7 @@ class Service:
         with self.database.write() as rows:
             if people.owner_by_key(rows, LOCAL) is None:
                 people.put_handle(rows, LOCAL, LOCAL, LOCAL, "local")
-            known = {r.vector_id for r in things.changed_since(rows, 0)}
+            known = {r.vector_id for r in things.changed_since(rows, 0)} | work.brought(rows)
             sent = work.sharing_tails(rows, TAIL)  # being taken in just now: its uploader says who may see it
             found = [r for r in self.registry.store.list() if r.id not in known and r.name[-TAIL:] not in sent]
             for r in found:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
+import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comgrad.errors import ComgradError, NotFound, StorageError
+from comgrad.registry import disk
 from comgrad.registry.store import Store
 from comgrad.service.modelcard import model_card
 from comgrad.service.vectors import Listing
 from comgrad.weights.storage import atomic_directory
+
+if sys.platform != "win32":  # Windows: what a killed process left is left
+    import fcntl
 
 MOST = 100_000
 CONTAINER = "vector.safetensors"
@@ -66,6 +74,7 @@ class Files:
         self._cache = cache
         self._locks = [threading.Lock() for _ in range(16)]  # one for all would make every page wait for one vector
         self._none: OrderedDict[str, None] = OrderedDict()  # vectors that an adapter cannot hold: they never change
+        self._reclaimed = False
 
     def of(self, listing: Listing) -> list[FileInfo]:
         """The files of a vector; without the PEFT folder where LoRA cannot hold it. Raises StorageError."""
@@ -82,6 +91,40 @@ class Files:
     def forget(self, vector_id: str) -> None:
         """Drop what the cache holds of a vector."""
         shutil.rmtree(self._cache / vector_id, ignore_errors=True)
+
+    def reclaim(self) -> int:
+        """Delete what killed processes left half-made, once; how many folders. Not while any process makes one: the next
+        call does it."""
+        if self._reclaimed or not self._cache.is_dir():
+            return 0
+        with self._making(alone=True) as alone:
+            if not alone:
+                return 0
+            left = [p for p in self._cache.iterdir() if p.name.startswith(".") and p.suffix in (".part", ".old")]
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            self._reclaimed = True
+        return len(left)
+
+    @contextlib.contextmanager
+    def _making(self, *, alone: bool = False) -> Iterator[bool]:
+        """Hold the cache's lock together with all that make folders, or `alone` if none does; whether it is held. It ends
+        with its process, however that ends."""
+        if sys.platform == "win32":
+            yield False
+            return
+        with disk.storage(f"the folder '{self._cache}'"):
+            disk.make_parents(self._cache)
+            fd = os.open(self._cache, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+                held = True
+            except OSError:  # others make some; or a file system that cannot lock, where nothing is ever taken away
+                held = False
+            yield held
+        finally:
+            os.close(fd)
 
     def _names(self, listing: Listing) -> list[str]:
         return list(OWN) if self._peft(listing) is None else [CONTAINER, WEIGHTS, CONFIG, CARD, README]
@@ -125,7 +168,7 @@ class Files:
         from comgrad.vectors.peft_write import write_peft
 
         try:
-            with atomic_directory(folder, replace=True) as made:
+            with self._making(), atomic_directory(folder, replace=True) as made:
                 write_peft(listing.entry.vector(), made / "peft")
                 for name in (WEIGHTS, CONFIG):
                     (made / "peft" / name).rename(made / name)

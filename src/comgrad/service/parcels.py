@@ -76,7 +76,7 @@ class Upload:
             "state": row.state,
             "parts": [{**p, "received": self.received.get(p["name"], 0)} for p in row.parts],
             "job": row.job_id,
-            "vector": row.vector_id,
+            "vector": row.vector_id if row.state == "done" else None,
             "error": row.error,
             "created_at": row.created_at.isoformat(),
             "expires_at": row.expires_at.isoformat(),

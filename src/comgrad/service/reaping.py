@@ -55,11 +55,15 @@ class Reaper:
 
     def give_up(self, upload: str, error: dict[str, Any] | None) -> None:
         """End a session whose job failed for good; first the vector goes that an attempt may have stored."""
-        self.drop_strays({upload})
-        self.uploads.end(upload, "refused", only=("checking",), error=error)
+        with self.database.read() as rows:
+            row = work.upload(rows, upload)
+        if row is not None and row.state == "checking" and row.vector_id is not None:
+            drop_unlisted(self.database, self.store, row.vector_id, "its upload was not taken in")
+        self.uploads.end(upload, "refused", only=("checking",), error=error, vector_id=None)
 
     def drop_strays(self, uploads: Set[str]) -> int:
-        """Remove the vectors that came with these uploads and that nobody lists; how many."""
+        """Remove the vectors that came with these uploads, by their names, and that nobody lists; how many. An earlier
+        version wrote down of no upload which vector it brought."""
         tails = {i[-TAIL:] for i in uploads}
         found = [r.id for r in self.store.list() if r.name[-TAIL:] in tails]
         return sum(drop_unlisted(self.database, self.store, i, "its upload was not taken in") for i in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import threading
 import zlib
@@ -25,13 +26,15 @@ _ROW = np.dtype([("id", "S48"), ("check", "<u4"), ("numbers", "<f2", (SIZE,))])
 
 
 class Sketches:
-    """Unit sketches by vector id, in memory and in a file that may be deleted; many processes append to it."""
+    """Unit sketches by vector id, in memory and in a file that may be deleted; many processes append to it. Its name says
+    what its contents depend on, so that one of other sketches is never read, and goes."""
 
     def __init__(self, folder: Path) -> None:
-        from comgrad.geometry.sketch import NUMBERS, VERSION
+        from comgrad.geometry.sketch import NUMBERS, identity
 
         assert NUMBERS == SIZE
-        self._file = folder / f"sketches-{VERSION}.bin"
+        made_of = hashlib.sha256(f"{identity()} {_ROW.descr}".encode()).hexdigest()
+        self._file = folder / f"sketches-{made_of[:16]}.bin"
         self._lock = threading.RLock()
         self._place: dict[str, int] = {}
         self._rows: Matrix = np.zeros((0, SIZE), dtype=np.float32)
@@ -40,8 +43,13 @@ class Sketches:
     def prune(self, live: Container[str]) -> None:
         """Take out of the file what is of none of these vectors, is torn, or is there twice; before its first reading.
 
-        A process that reads it already, or appends meanwhile, only loses rows that it then makes again.
+        A process that reads it already, or appends meanwhile, only loses rows that it then makes again. Files of other
+        sketches, which another version wrote, are deleted.
         """
+        for other in self._file.parent.glob("sketches-*.bin"):
+            if other != self._file:
+                with contextlib.suppress(OSError):
+                    other.unlink()
         with contextlib.suppress(OSError, StorageError):
             data = self._file.read_bytes()
             rows = np.frombuffer(data, dtype=_ROW, count=len(data) // _ROW.itemsize)

@@ -207,7 +207,11 @@ class Uploads:
         with self._db.write() as rows:
             ended = work.change_upload(rows, identity, only=only, state=state, **columns)
         if ended:
-            shutil.rmtree(self.folder / identity, ignore_errors=True)
+            self.clear(identity)
+
+    def clear(self, identity: str) -> None:
+        """Delete the files of a session that is over."""
+        shutil.rmtree(self.folder / identity, ignore_errors=True)
 
     def cancel(self, who: Principal, identity: str) -> Upload:
         """Give a session up. Raises NotFound, Conflict when it is being checked."""

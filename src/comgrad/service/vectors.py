@@ -147,6 +147,9 @@ def drop_unlisted(database: Database, store: Store, identity: str, why: str) -> 
     with database.write() as rows:
         if things.of_vector(rows, identity):
             return False
+        known = store.catalogue.by_id(identity)
+        if known is None or known.state == "removed":
+            return False
         try:
             store.remove(identity, why)
         except NotFound:

@@ -169,21 +169,24 @@ def add_one(
 
 
 def store_vector(
-    registry: Registry, vector: TaskVector, card: Card, name: str, *, what: str, restore: bool = False
-) -> AddResult:
-    """Put a vector that was read and checked into the registry, in canonical bytes.
+    registry: Registry, vector: TaskVector, card: Card, name: str, *, what: str, restore: bool = False,
+    before: Callable[[str], object] = len,
+) -> AddResult:  # fmt: skip
+    """Put a vector that was read and checked into the registry, in canonical bytes, whose SHA-256 `before` is told
+    before anything is stored: what it raises ends it.
 
     Raises:
         ComgradError: (`all-zero`) it is zero; or as `Store.add`. Nothing is stored.
     """
     with tempfile.TemporaryDirectory(prefix="comgrad-") as folder:
         blob = Path(folder) / "vector.safetensors"
-        vector.save(blob)
+        digest = vector.save(blob)
         facts = Facts(base=vector.base, kind=vector.kind, rank=vector.rank, norm=vector.norm())
         if facts.norm == 0.0:
             raise ComgradError(
                 what, "its task vector is zero: the fine-tune equals its base", "check the file", code="all-zero"
             )
+        before(digest)
         return registry.store.add(NewEntry(blob=blob, card=card, facts=facts, name=name), restore=restore)
 
 

@@ -31,10 +31,6 @@ FILE: dict[int | str, dict[str, Any]] = {
     206: {"description": "The range that was asked for"},
     304: {"description": "It is the one that the asker has"},
 }
-IN_TIME: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Taken in: the same was there already"},
-    201: {"description": "Taken in"},
-}
 PAGE: dict[int | str, dict[str, Any]] = {
     200: {"description": "A page", "content": {"text/html": {"schema": {"type": "string"}}}},
 }

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from comgrad.service.api import results_vectors as r
 from comgrad.service.api.answers import FILE
 from comgrad.service.api.bodies import SearchBody, SuggestBody
+from comgrad.service.api.results import sends
 from comgrad.service.auth.http import Who
 from comgrad.service.core import service_of
 from comgrad.service.web.answers import Json, send_file
@@ -16,14 +18,14 @@ router = APIRouter(tags=["questions"], default_response_class=Json)
 Base = Annotated[str | None, Query(max_length=200)]
 
 
-@router.post("/search")
+@router.post("/search", **sends(r.Hits))
 def search(request: Request, who: Who, body: SearchBody) -> dict[str, Any]:
     """The vectors whose descriptions are nearest in meaning."""
     found = service_of(request).insight.search(who, body.text, body.limit, body.words)
     return {"items": [h.as_dict() for h in found]}
 
 
-@router.get("/search")
+@router.get("/search", **sends(r.Hits))
 def search_address(
     request: Request,
     who: Who,
@@ -35,7 +37,7 @@ def search_address(
     return {"items": [h.as_dict() for h in service_of(request).insight.search(who, q, limit, words)]}
 
 
-@router.post("/suggestions")
+@router.post("/suggestions", **sends(r.Suggestion))
 def suggest(request: Request, who: Who, body: SuggestBody) -> dict[str, Any]:
     """A starting adapter for a task in words, from the vectors that one may read."""
     insight = service_of(request).insight
@@ -43,7 +45,7 @@ def suggest(request: Request, who: Who, body: SuggestBody) -> dict[str, Any]:
     return made.as_dict()
 
 
-@router.get("/suggestions/{identity}")
+@router.get("/suggestions/{identity}", **sends(r.Suggestion))
 def suggestion(request: Request, who: Who, identity: str) -> dict[str, Any]:
     """A suggestion that was made."""
     return service_of(request).insight.suggestion(who, identity).as_dict()
@@ -56,7 +58,7 @@ def suggestion_file(request: Request, who: Who, identity: str, name: str) -> Res
     return send_file(request, service_of(request).insight.suggestion_file(who, identity, name), public=False)
 
 
-@router.get("/compare")
+@router.get("/compare", **sends(r.Comparison))
 def compare(
     request: Request, who: Who, a: Annotated[str, Query(max_length=300)], b: Annotated[str, Query(max_length=300)]
 ) -> dict[str, Any]:
@@ -64,13 +66,13 @@ def compare(
     return service_of(request).insight.compare(who, a, b)
 
 
-@router.get("/map")
+@router.get("/map", **sends(r.Map))
 def task_map(request: Request, who: Who, base: Base = None) -> dict[str, Any]:
     """The map of the tasks that one may see."""
     return service_of(request).insight.map(who, base)
 
 
-@router.get("/trends")
+@router.get("/trends", **sends(r.Trends))
 def trends(
     request: Request, who: Who, base: Base = None, since: Annotated[str | None, Query(max_length=40)] = None
 ) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def trends(
     return service_of(request).insight.trends(who, base, since)
 
 
-@router.get("/bases")
+@router.get("/bases", **sends(r.Bases))
 def bases(request: Request, who: Who) -> dict[str, Any]:
     """The base models, and how many vectors stand on each."""
     return {"items": service_of(request).insight.bases(who)}

@@ -10,8 +10,10 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from comgrad.errors import ComgradError, NotFound
-from comgrad.service.api.answers import IN_TIME, PAGE
+from comgrad.service.api import results_work as r
+from comgrad.service.api.answers import PAGE
 from comgrad.service.api.bodies import UploadBody
+from comgrad.service.api.results import sends
 from comgrad.service.auth.http import Who
 from comgrad.service.auth.identity import Principal
 from comgrad.service.core import Service, service_of
@@ -22,11 +24,16 @@ from comgrad.service.web.answers import Json
 
 router = APIRouter(tags=["uploads"], default_response_class=Json)
 Wait = Annotated[float, Query(ge=0, le=60)]
+COMPLETED: dict[int | str, dict[str, Any]] = {
+    200: {"model": r.Completed, "description": "Taken in: the same was there already"},
+    201: {"model": r.Completed, "description": "Taken in"},
+    202: {"model": r.Completed, "description": "Being looked at"},
+}
 STREAM = "application/octet-stream"
 _REPORT_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
 
 
-@router.post("/uploads", status_code=201)
+@router.post("/uploads", **sends(r.OneUpload, 201))
 def create(request: Request, who: Who, body: UploadBody) -> dict[str, Any]:
     """Begin an upload: say what will come, how large it is, and what it hashes to."""
     fields = {n: getattr(body, n) for n in UploadBody.model_fields if n != "parts"}
@@ -34,25 +41,25 @@ def create(request: Request, who: Who, body: UploadBody) -> dict[str, Any]:
     return {"upload": service_of(request).uploads.create(who, NewUpload(parts=parts, **fields)).as_dict()}
 
 
-@router.get("/uploads")
+@router.get("/uploads", **sends(r.Uploads))
 def uploads(request: Request, who: Who, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> dict[str, Any]:
     """One's uploads, newest first."""
     return {"items": [u.as_dict() for u in service_of(request).uploads.list(who, limit)]}
 
 
-@router.get("/uploads/{identity}")
+@router.get("/uploads/{identity}", **sends(r.OneUpload))
 def upload(request: Request, who: Who, identity: str) -> dict[str, Any]:
     """How far an upload is."""
     return {"upload": service_of(request).uploads.get(who, identity).as_dict()}
 
 
-@router.delete("/uploads/{identity}")
+@router.delete("/uploads/{identity}", **sends(r.OneUpload))
 def cancel(request: Request, who: Who, identity: str) -> dict[str, Any]:
     """Give an upload up."""
     return {"upload": service_of(request).uploads.cancel(who, identity).as_dict()}
 
 
-@router.head("/uploads/{identity}/parts/{part}")
+@router.head("/uploads/{identity}/parts/{part}", response_class=Response)
 def offset(request: Request, who: Who, identity: str, part: str) -> Response:
     """How many bytes of a part are here: where to go on after a cut."""
     found = service_of(request).uploads.get(who, identity)
@@ -86,7 +93,7 @@ async def append(
     return Response(status_code=204, headers=headers)
 
 
-@router.post("/uploads/{identity}/complete", status_code=202, responses=IN_TIME)
+@router.post("/uploads/{identity}/complete", response_model=None, status_code=202, responses=COMPLETED)
 async def complete(request: Request, who: Who, identity: str, wait: Wait = 0) -> Response:
     """Have an upload checked and taken in; with `wait` the answer is that of its job, if that is over by then."""
     service = service_of(request)
@@ -122,14 +129,14 @@ def _error(job: Job) -> ComgradError:
     return kind(e.get("given", ""), e.get("why", ""), e.get("remedy", ""), code=e.get("code"))
 
 
-@router.get("/jobs")
+@router.get("/jobs", **sends(r.Jobs))
 def jobs(request: Request, who: Who, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> dict[str, Any]:
     """One's jobs, newest first, without their results."""
     found = service_of(request).jobs.list(who, limit)
     return {"items": [{k: v for k, v in j.as_dict().items() if k != "result"} for j in found]}
 
 
-@router.get("/jobs/{identity}")
+@router.get("/jobs/{identity}", **sends(r.OneJob))
 async def job(request: Request, who: Who, identity: str, wait: Wait = 0) -> dict[str, Any]:
     """How far a job is, and its result; with `wait` when it is over or the time is."""
     found = await waited(service_of(request), who, identity, wait)

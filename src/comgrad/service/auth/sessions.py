@@ -72,7 +72,8 @@ class Sessions:
                 self._audit.by(rows, who, "token-revoke", who.credential, {"by": "itself"})
 
     def change_password(self, who: Principal, old: str, new: str) -> None:
-        """Change the password and end every other session. Raises SignInNeeded, Forbidden, TooMany, ComgradError."""
+        """Change the password and end every other session. A reset that an administrator issued stays open: whoever stole
+        the password cannot cancel it. Raises SignInNeeded, Forbidden, TooMany, ComgradError."""
         identity = in_person(who)
         checked_password(new)
         self._guesses.charge(who.handle, who.client)
@@ -86,7 +87,7 @@ class Sessions:
             if people.account_secrets(rows, identity)[0] != stored:  # changed while this one was being checked
                 raise _not_the_old_one()
             self._guesses.refund(rows, who.handle, who.client)
-            people.change_account(rows, identity, password=made, invitation=None, invitation_until=None)
+            people.change_account(rows, identity, password=made)
             people.drop_sessions(rows, account_id=identity)
             if who.via == "session":
                 people.put_session(rows, who.credential, identity, until)

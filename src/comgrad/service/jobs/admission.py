@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comgrad.errors import BaseMismatch, ComgradError, FileRefused, NameTaken, NotFound, StorageError
 from comgrad.registry.card import Card
+from comgrad.registry.models import vector_id
 from comgrad.registry.names import checked_name, name_key
 from comgrad.service.audit import Audit
 from comgrad.service.errors import Busy, Conflict
@@ -27,13 +29,14 @@ STEPS = ("read", "store", "describe")
 
 @dataclass(frozen=True)
 class Admission:
-    """The job that takes an upload in."""
+    """The job that takes an upload in; `give_up` ends one that is refused, and takes back what it stored."""
 
     database: Database
     registry: Registry
     uploads: Uploads
     jobs: Jobs
     audit: Audit
+    give_up: Callable[[str, dict[str, Any]], None]
 
     def __call__(self, job: Job, progress: Progress) -> dict[str, Any]:
         """Read the parts strictly, store the vector in our own bytes and list it. Raises ComgradError: refused."""
@@ -42,12 +45,13 @@ class Admission:
         if upload is None:
             raise NotFound("the upload", "it is not known", "begin a new one")
         if upload.state == "done":  # a worker died after the last step and before saying so
+            self.uploads.clear(upload.id)
             return {"vector": upload.vector_id, "status": "added"}
         try:
             return self._admitted(upload, progress)
         except ComgradError as error:
             if not passing(error):
-                self.uploads.end(upload.id, "refused", error=error.as_dict())
+                self.give_up(upload.id, error.as_dict())
             raise
 
     def _admitted(self, upload: UploadRow, progress: Progress) -> dict[str, Any]:
@@ -60,21 +64,30 @@ class Admission:
         card = card.replaced(name=name, **({"description": d} if (d := request["description"]) else {}))
         progress.step("store")
         in_registry = f"{request['owner']} {name} {upload.id[-TAIL:]}"[-200:]
-        result = store_vector(self.registry, tau, card, in_registry, what="the upload", restore=True)
+        noted: list[str] = []
+
+        def before(digest: str) -> None:
+            noted.extend(self._noted(upload, name, digest))
+
+        result = store_vector(self.registry, tau, card, in_registry, what="the upload", restore=True, before=before)
         record = result.record
         assert record is not None
-        try:
+        if noted and result.status == "exists":  # somebody else brought it in the same moment, and it is theirs
             with self.database.write() as rows:
-                status = self._listed(rows, upload, record.id, record.digest, record.size_bytes, name, card)
-                listed = things.listing(rows, record.id, upload.owner_id)  # what was there keeps its name
-        except ComgradError as error:
-            if result.status == "added" and not passing(error):
-                self._take_back(record.id)
-            raise
+                work.change_upload(rows, upload.id, only=("checking",), vector_id=None)
         progress.step("describe")
         gradient = self._gradient(upload, record.id, tau)
-        self.uploads.end(upload.id, "done", vector_id=record.id)
-        self.jobs.submit("relate", {}, key="relate")
+        with (
+            self.database.write() as rows
+        ):  # all of it, or nothing: what fails before is taken back, nothing fails after
+            status = self._listed(rows, upload, record.id, record.digest, record.size_bytes, name, card)
+            if not work.change_upload(rows, upload.id, only=("checking",), state="done", vector_id=record.id):
+                raise Conflict(f"the upload {upload.id}", "it was given up meanwhile", "begin a new one")
+            listed = things.listing(rows, record.id, upload.owner_id)  # what was there keeps its name
+            relate, new = self.jobs.note(rows, "relate", {}, key="relate")
+        if new:
+            self.jobs.push(relate)
+        self.uploads.clear(upload.id)
         return {
             "vector": record.id,
             "name": f"{request['owner']}/{name if listed is None else listed.name}",
@@ -83,9 +96,20 @@ class Admission:
             "warnings": [w[:500] for w in tau.warnings[:20]] + card_warnings(card) + gradient,
         }
 
-    def _take_back(self, identity: str) -> None:
-        """A vector that came with this upload and was not listed is not kept, unless somebody lists it meanwhile."""
-        drop_unlisted(self.database, self.registry.store, identity, "not listed")
+    def _noted(self, upload: UploadRow, name: str, digest: str) -> list[str]:
+        """Before anything is stored: refuse a name that is taken, and write down which vector this upload brings, for
+        whoever gives it up. Nothing where it is in the registry already, or was noted by an attempt before."""
+        identity = vector_id(digest)
+        if upload.vector_id is not None and upload.vector_id != identity:  # an attempt read it over another base
+            drop_unlisted(self.database, self.registry.store, upload.vector_id, "its upload was read again")
+        with self.database.write() as rows:
+            check_name(rows, upload.owner_id, upload.request["owner"], name, digest)
+            if upload.vector_id == identity:
+                return []
+            known = self.registry.store.catalogue.by_digest(digest)
+            brought = known is None or known.state == "removed"
+            work.change_upload(rows, upload.id, only=("checking",), vector_id=identity if brought else None)
+        return [identity] if brought else []
 
     def _gradient(self, upload: UploadRow, identity: str, tau: Any) -> list[str]:
         """Attach the task's gradient where one was sent and the vector has none: another sharer's is not replaced.

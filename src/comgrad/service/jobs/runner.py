@@ -53,7 +53,7 @@ class Jobs:
         self._host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:16]  # whole: many begin alike
         self.worker = f"{self._host}:{os.getpid()}:{secrets.token_hex(4)}"
         self._huey = open_queue(settings.folder, settings.database)
-        self._call = self._huey.task(name="run_job")(self.run)
+        self._call = self._huey.task(name="run_job")(self._message)
         self._consumer: Any = None
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -125,8 +125,12 @@ class Jobs:
             return work.counts(rows)
 
     # -- running -------------------------------------------------------------------------------------------------
+    def _message(self, identity: str) -> None:
+        """What a worker does with a message. A job whose end could not be written down is found again by `recover`."""
+        _quietly("a job's row could not be reached", lambda: self.run(identity))
+
     def run(self, identity: str) -> None:
-        """Do a job, if it is to be done: what a worker calls with each message."""
+        """Do a job, if it is to be done."""
         with self._db.write() as rows:
             job = work.claim_job(rows, identity, self.worker, self._stale)
         if job is None:
@@ -194,16 +198,8 @@ class Jobs:
 
     def _keep(self) -> None:
         while not self._stop.wait(min(15.0, self._settings.job_stale_seconds / 2)):
-            try:
-                self._consumer.check_worker_health()
-                self.recover()
-            except Exception:
-                log.exception("looking after the jobs failed")
-            for chore in self._on_look:
-                try:
-                    chore()
-                except Exception:  # the next one is to be done all the same
-                    log.exception("a chore failed")
+            for chore in (self._consumer.check_worker_health, self.recover, *self._on_look):
+                _quietly("a chore failed", chore)  # the next one is to be done all the same
 
     def recover(self, *, first: bool = False) -> Sequence[str]:
         """Put into the queue what should be in it and may not be. At the first start, also the jobs of this machine's
@@ -236,6 +232,16 @@ class Jobs:
         except PermissionError:
             return False
         return False
+
+
+def _quietly(what: str, work: Callable[[], object]) -> None:
+    """Do something that is done again later; a storage that is away is a line, and a mistake of ours a whole trace."""
+    try:
+        work()
+    except StorageError as error:
+        log.warning(what, extra={"code": error.code})
+    except Exception:
+        log.exception(what)
 
 
 def _error(job: Job, why: str) -> dict[str, str]:

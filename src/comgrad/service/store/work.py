@@ -15,7 +15,11 @@ from comgrad.service.store.database import Rows, new_id, now
 
 @dataclass(frozen=True)
 class UploadRow:
-    """A row of the uploads; parts are [name, size, sha256]."""
+    """A row of the uploads; parts are [name, size, sha256].
+
+    Args:
+        vector_id: the vector that came of it; while it is checked, the one that it brings into the registry, if any.
+    """
 
     id: str
     account_id: str
@@ -104,6 +108,13 @@ def left_over_uploads(rows: Rows) -> list[tuple[str, str, dict[str, Any] | None]
 def sharing_tails(rows: Rows, size: int) -> set[str]:
     """The last characters of the ids of all sessions that share: how the registry's names of their vectors end."""
     return {i[-size:] for i in rows.execute(select(t.uploads.c.id).where(t.uploads.c.purpose == "share")).scalars()}
+
+
+def brought(rows: Rows) -> set[str]:
+    """The vectors that are being taken in just now and were not in the registry before."""
+    c = t.uploads.c
+    query = select(c.vector_id).where(c.state == "checking", c.vector_id.is_not(None))
+    return {str(i) for i in rows.execute(query).scalars()}
 
 
 def _upload(row: Row[Any]) -> UploadRow:
