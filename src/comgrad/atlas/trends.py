@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -91,6 +92,10 @@ class Rise:
     def emerging(self) -> bool:
         """Whether its share grew by more than chance explains."""
         return self.share_after > self.share_before and self.chance < SURE
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON output."""
+        return asdict(self) | {"emerging": self.emerging}
 
 
 def rises(labels: Sequence[str], recent: Sequence[bool]) -> list[Rise]:

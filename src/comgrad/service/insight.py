@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from comgrad.errors import ComgradError
@@ -13,7 +14,8 @@ from comgrad.service.auth.identity import ANONYMOUS, Principal
 from comgrad.service.files import Opened
 from comgrad.service.finding import Finding, Hit
 from comgrad.service.listings import Listings
-from comgrad.service.nearness import Nearness
+from comgrad.service.nearness import Nearness, is_copy
+from comgrad.service.planes import Planes
 from comgrad.service.scope import Group, Scope
 from comgrad.service.scopes import Scopes
 from comgrad.service.settings import Settings
@@ -36,6 +38,7 @@ class Insight:
         self.turns = Turns(settings.computing)
         self.finding = Finding(scopes, settings, self.turns)
         self.suggestions = Suggestions(scopes, self.finding, settings, self.turns)
+        self.planes = Planes(scopes.geometry, nearness, settings)
         self._older: OrderedDict[tuple[object, ...], tuple[frozenset[str], Answer]] = OrderedDict()
         self._coming: set[tuple[object, ...]] = set()
         self._lock = threading.Lock()
@@ -50,6 +53,7 @@ class Insight:
             _ = self._scopes.geometry.warm(group).known().vectors
         else:
             self._nearness.prepare(group)
+            self.planes.prepare(group)
 
     # -- in words ------------------------------------------------------------------------------------------------
     def search(self, who: Principal, text: str, limit: int = 20, words: bool = False) -> list[Hit]:
@@ -104,7 +108,7 @@ class Insight:
         """Neighbours among thousands as admissions found them: its own, and those of later vectors that it is near to."""
         near = {n["id"]: n["cosine"] for n in (x.row.related or {}).get("neighbours", ())}
         near = self._scopes.pointing(scope, x.id) | near
-        leaders = [i for i in near if i in group.ids and not _is_copy(group[group.place[i]], group)]
+        leaders = [i for i in near if i in group.ids and not is_copy(group[group.place[i]], group)]
         return [{"id": i, "cosine": near[i]} for i in sorted(leaders, key=lambda i: -near[i])]
 
     def profile(self, who: Principal, ref: str) -> list[dict[str, Any]]:
@@ -147,9 +151,14 @@ class Insight:
 
         return self.turns.remembered(("bases", scope.mark), made)
 
-    def map(self, who: Principal, base: str | None = None) -> Answer:
-        """The map of the newest of what somebody may read over one base. Raises ComgradError."""
-        group, whole = self._newest(who, base)
+    def map(self, who: Principal, base: str | None = None, most: int | None = None) -> Answer:
+        """The map of what somebody may read over one base; of more than are weighed together, the oldest by their exact
+        distances (`exact` of the points, which come first) and the others among these. Raises ComgradError.
+
+        Args:
+            most: only so many of the points.
+        """
+        group = self._scopes.scope(who).group(base)
 
         def made() -> Answer:
             from comgrad.workflows.mapping import placed
@@ -157,11 +166,18 @@ class Insight:
             with self.turns.computing():
                 return placed(self._scopes.geometry.warm(group).atlas) | {"version": group.digest[:16]}
 
-        return self._lately(("map",), group, whole, made)
+        if len(group) > self._settings.whole_scope:
+            found = self.planes.map(group) | {"base": group[0].base}
+        else:
+            found = {"exact": len(group), "waiting": 0} | self._lately(("map",), group, group, made)
+        return found if most is None else found | {"points": found["points"][:most]}
 
     def trends(self, who: Principal, base: str | None = None, since: str | None = None) -> Answer:
-        """What grows, drifts, is copied or lacking in the newest of what somebody may read. Raises ComgradError."""
-        from comgrad.workflows.trends import parsed_day, study
+        """What grows in what somebody may read, and what drifts, is copied or lacking in it; of more than are weighed
+        together, only growth is of all, the rest of the newest: `weighed` says how many these are, and since when one of
+        them counts as recent. Raises ComgradError."""
+        from comgrad.workflows.trends import study
+        from comgrad.workflows.trends_time import parsed_day
 
         group, whole = self._newest(who, base)
         day = parsed_day(since) if since is not None else None
@@ -170,7 +186,21 @@ class Insight:
             with self.turns.computing():
                 return study(self._scopes.geometry.warm(group).atlas, [x.entry for x in group], [], day).as_dict()
 
-        return self._lately(("trends", since), group, whole, made)
+        found = self._lately(("trends", since), group, whole, made)
+        told = found | {"weighed": {"vectors": len(group), "since": found["since"]}}
+        return told if len(group) == len(whole) else told | self._grown(whole, since, day)
+
+    def _grown(self, whole: Group, since: str | None, day: datetime | None) -> Answer:
+        """How all of a group grew; copies, as their admission found them, do not count."""
+        from comgrad.workflows.trends_time import OverTime
+
+        def made() -> Answer:
+            counted = [x for x in whole if not is_copy(x, whole)] or list(whole)
+            with self.turns.computing():
+                time = OverTime.of([x.row.created_at for x in counted], [x.family for x in counted], day)
+            return {"vectors": len(whole), "counted": len(counted)} | time.as_dict()
+
+        return self.turns.remembered(("growth", since, whole.digest), made)
 
     def _newest(self, who: Principal, base: str | None) -> tuple[Group, Group]:
         """The newest vectors over a base, as many as are weighed together; and all that may be read."""
@@ -222,7 +252,3 @@ class Insight:
                 if key[:-1] == kind and contents <= readable and 10 * len(contents & mine) >= 9 * len(mine):
                     return answer
         return None
-
-
-def _is_copy(x: Listing, group: Group) -> bool:
-    return (x.row.related or {}).get("copy_of") in group.ids

@@ -6,8 +6,9 @@ reading of a few dozen others. The centre of the crowd is that of the sketches, 
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from comgrad.service.errors import Busy
 from comgrad.service.scope import Group, Matrix, Places
 from comgrad.service.settings import Settings
-from comgrad.service.sketches import Sketches
+from comgrad.service.sketches import SIZE, Sketches
 from comgrad.service.vectors import Listing
 from comgrad.service.warm import Geometry, Warm
 
@@ -105,6 +106,16 @@ class Nearness:
         if len(group) > self._settings.whole_scope:
             self._crowd(group, 3600.0)
 
+    def sketched(
+        self, listings: Sequence[Listing], patience: float = PATIENCE
+    ) -> tuple[Matrix, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """The unit sketches of listings (n, 1024), and which of them can be read. Raises ComgradError, Busy."""
+        with self._turn(patience):
+            sketches = self._opened()
+            places = sketches.places(listings, self._geometry)
+            rows = sketches.rows() if len(sketches.rows()) else np.zeros((1, SIZE), dtype=np.float32)
+            return rows[places], places >= 0
+
     def _near(self, x: Listing, crowd: Crowd) -> list[Near]:
         """The members nearest by centred cosine, best first; of copies only the first."""
         assert self._sketches is not None
@@ -158,28 +169,36 @@ class Nearness:
 
     def _crowd(self, group: Group, patience: float) -> Crowd:
         """The group's sketches; of the few groups asked last. Raises Busy: they are being made."""
-        if not self._lock.acquire(timeout=patience):
-            raise Busy("the neighbours", "thousands of vectors are being looked at", "ask again in a few minutes")
-        try:
+        with self._turn(patience):
             for crowd in self._crowds:
                 if crowd.group is group:
                     return crowd
-            if self._sketches is None:
-                store = self._geometry.registry.store
-                sketches = Sketches(store.cache_dir)
-                sketches.prune({r.id for r in store.list()})
-                self._sketches = sketches
-            made = _crowd(group, self._sketches, self._geometry)
+            made = _crowd(group, self._opened(), self._geometry)
             self._crowds = [made, *self._crowds[:3]]
             return made
+
+    @contextlib.contextmanager
+    def _turn(self, patience: float) -> Iterator[None]:
+        """One at a time reads vectors to sketch them. Raises Busy."""
+        if not self._lock.acquire(timeout=patience):
+            raise Busy("the neighbours", "thousands of vectors are being looked at", "ask again in a few minutes")
+        try:
+            yield
         finally:
             self._lock.release()
+
+    def _opened(self) -> Sketches:
+        if self._sketches is None:
+            store = self._geometry.registry.store
+            sketches = Sketches(store.cache_dir)
+            sketches.prune({r.id for r in store.list()})
+            self._sketches = sketches
+        return self._sketches
 
 
 def _crowd(group: Group, sketches: Sketches, geometry: Geometry) -> Crowd:
     places = sketches.places(group, geometry)
-    ids = group.ids
-    hidden = np.array([(x.row.related or {}).get("copy_of") in ids for x in group]) | (places < 0)
+    hidden = np.array([is_copy(x, group) for x in group]) | (places < 0)
     rows = sketches.rows()
     weights = np.zeros(len(rows), dtype=np.float32)
     weights[places[~hidden]] = 1.0 / max(1, int((~hidden).sum()))
@@ -213,6 +232,11 @@ def _told(
         "copy_of": None if twin is None else twin[0],
         "about": sorted(about - {x.id}),
     }
+
+
+def is_copy(x: Listing, group: Group) -> bool:
+    """Whether its admission found a member of the group that it is a copy of."""
+    return (x.row.related or {}).get("copy_of") in group.ids
 
 
 def _doubted(x: Listing) -> bool:

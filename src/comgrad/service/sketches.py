@@ -86,14 +86,19 @@ class Sketches:
         except (MemoryError, RuntimeError):  # torch has no error of its own for memory
             log.exception("a vector cannot be sketched", extra={"vector": x.id})
             return
+        row = self.remember(x.id, found)
+        with contextlib.suppress(OSError), self._file.open("ab", buffering=0) as file:  # derived: losing it costs time
+            file.write(b"\0" * (-file.tell() % _ROW.itemsize) + row.tobytes())  # after a torn row: where a row begins
+
+    def remember(self, identity: str, found: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, Any]:
+        """Hold a vector's sketch in memory; its row of the file."""
         row = np.zeros(1, dtype=_ROW)
-        row["id"] = x.id.encode()
+        row["id"] = identity.encode()
         row["numbers"] = found / (float(np.linalg.norm(found)) or 1.0)
         row["check"] = zlib.crc32(row["numbers"].tobytes())
         with self._lock:
             self._take(row)
-        with contextlib.suppress(OSError), self._file.open("ab", buffering=0) as file:  # derived: losing it costs time
-            file.write(b"\0" * (-file.tell() % _ROW.itemsize) + row.tobytes())  # after a torn row: where a row begins
+        return row
 
     def _catch_up(self) -> None:
         """Read what this or another process appended since the last time; a torn row is skipped."""

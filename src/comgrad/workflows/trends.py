@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from comgrad.atlas.collection import Collection
 from comgrad.atlas.duplicates import copies, derived, other_factors, residuals
 from comgrad.atlas.layout import Layout, lay_out
 from comgrad.atlas.picture import Point
-from comgrad.atlas.trends import Gap, Growth, Rise, gaps, growth, lonely, rises
+from comgrad.atlas.trends import Gap, Rise, gaps, lonely, rises
 from comgrad.describe.encoder import load_encoder
 from comgrad.describe.memory import encode_cached
 from comgrad.errors import ComgradError, NotFound
@@ -25,10 +25,9 @@ from comgrad.weights.strict_json import read_json
 from comgrad.workflows.registry import Entry, Registry
 from comgrad.workflows.resolve import collection
 from comgrad.workflows.searching import checked_description
+from comgrad.workflows.trends_time import NO_FAMILY, OverTime, parsed_day
 
 FEWEST_TO_DRIFT = 5
-THIN = 2
-NO_FAMILY = "(no family)"
 MOST_WANTED = 10_000
 
 
@@ -50,51 +49,35 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Trends:
+class Trends(OverTime):
     """What `comgrad trends` shows. Near-duplicates count once everywhere but in the list of them.
 
     Args:
-        since: what counts as recent was added at or after it; None where everything was added on one day.
         copies: name, that of the older one, kind, cosine, length.
         mixtures: name, its parents with coefficients, residual, declared parents, and whether they are the found ones.
-        thin: families with at most two vectors.
         lonely: name, nearest other one, centred cosine.
         usual_residual: median share of a vector that the older ones do not span.
     """
 
     vectors: int
     counted: int
-    span_days: float
-    since: datetime | None
-    growth: Growth
-    families: tuple[Rise, ...]
     clusters: tuple[Rise, ...]
     drift: Drift | None
     copies: tuple[dict[str, Any], ...]
     mixtures: tuple[dict[str, Any], ...]
     usual_residual: float
     lacking: tuple[dict[str, Any], ...]
-    thin: tuple[tuple[str, int], ...]
     lonely: tuple[tuple[str, str, float], ...]
-    notes: tuple[str, ...]
     points: tuple[Point, ...]
     layout: Layout | None
     before: Any = None  # (K, 2) the older map in the newer one's frame, NaN where a point was not on it
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON output."""
-        plain = ("vectors", "counted", "span_days", "copies", "mixtures", "usual_residual", "lacking", "notes")
-        out: dict[str, Any] = {k: getattr(self, k) for k in plain}
-        out["since"] = self.since.isoformat() if self.since else None
-        out["growth"] = {
-            "unit": self.growth.unit,
-            "starts": [d.isoformat() for d in self.growth.starts],
-            "total": {name: row.tolist() for name, row in zip(self.growth.labels, self.growth.total, strict=True)},
-        }
-        for key in ("families", "clusters"):
-            out[key] = [asdict(r) | {"emerging": r.emerging} for r in getattr(self, key)]
+        plain = ("vectors", "counted", "copies", "mixtures", "usual_residual", "lacking")
+        out = {k: getattr(self, k) for k in plain} | super().as_dict()
+        out["clusters"] = [r.as_dict() for r in self.clusters]
         out["drift"] = None if self.drift is None else asdict(self.drift)
-        out["thin"] = [{"family": f, "vectors": n} for f, n in self.thin]
         out["lonely"] = [{"name": n, "nearest": m, "centred_cosine": c} for n, m, c in self.lonely]
         return out
 
@@ -136,67 +119,25 @@ def study(atlas: Collection, entries: Sequence[Entry], asked: Sequence[str], sin
     """The trends of a collection whose entries, in the same order, say when each was added."""
     kept = atlas.groups.leaders
     alone = atlas.subset(kept)
-    times = [entries[i].record.created_at for i in kept]
-    families = [m.family or NO_FAMILY for m in alone.members]
-    span = (max(times) - min(times)) / timedelta(days=1)
-    since = since if since is not None else _last_quarter(times)
-    recent = [since is not None and t >= since for t in times]
-    notes = _notes(len(times), recent, since)
+    time = OverTime.of([entries[i].record.created_at for i in kept], [m.family for m in alone.members], since)
     layout = lay_out(alone.centred_cosine()) if len(kept) >= 3 else None
-    moved = _drift(alone, layout, recent) if layout is not None else None
+    moved = _drift(alone, layout, time.recent) if layout is not None else None
     clusters = _cluster_names(alone, layout) if layout is not None else []
-    counts = Counter(families)
     return Trends(
+        **vars(time),
         vectors=len(atlas.members),
         counted=len(kept),
-        span_days=span,
-        since=since,
-        growth=growth(times, families),
-        families=tuple(rises(families, recent)) if any(recent) else (),
-        clusters=tuple(rises(clusters, recent)) if clusters and any(recent) else (),
+        clusters=tuple(rises(clusters, time.recent)) if clusters and any(time.recent) else (),
         drift=moved[0] if moved else None,
         copies=tuple(_copies(atlas)),
         mixtures=tuple(_mixtures(atlas, kept, entries)),
         usual_residual=float(np.median(residuals(atlas.gram, kept))),
         lacking=tuple(_lacking(alone, asked)),
-        thin=tuple(
-            sorted(((f, n) for f, n in counts.items() if n <= THIN and f != NO_FAMILY), key=lambda x: (x[1], x[0]))
-        ),
         lonely=tuple((alone.members[i].name, alone.members[j].name, c) for i, j, c in lonely(alone.centred_cosine())),
-        notes=notes,
         points=tuple(Point(m.id, m.name, m.family, m.description) for m in alone.members),
         layout=layout,
         before=moved[1] if moved else None,
     )
-
-
-# -- time --------------------------------------------------------------------------------------------------------------
-def parsed_day(text: str) -> datetime:
-    """A date or an ISO time, in UTC unless it says otherwise. Raises ComgradError."""
-    try:
-        found = datetime.fromisoformat(text.strip())
-    except ValueError as error:
-        raise ComgradError(f"the date {text!a}", "it is no date", "write it as 2026-01-31", code="bad-date") from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _last_quarter(times: Sequence[datetime]) -> datetime | None:
-    """When the last quarter of the vectors began to be added; None where all were added within a day."""
-    ordered = sorted(times)
-    if ordered[-1] - ordered[0] < timedelta(days=1):
-        return None
-    chosen = ordered[len(ordered) - max(1, len(ordered) // 4)]
-    return chosen if chosen > ordered[0] else next(t for t in ordered if t > ordered[0])
-
-
-def _notes(count: int, recent: Sequence[bool], since: datetime | None) -> tuple[str, ...]:
-    if since is None:
-        return ("all vectors were added within one day, so nothing can be said about trends in time; name a --since",)
-    new = sum(recent)
-    if new in (0, count):
-        when = "nothing was" if new == 0 else "everything was"
-        return (f"{when} added since {since:%Y-%m-%d %H:%M}, so there is no before and after to compare",)
-    return ()
 
 
 # -- the map -----------------------------------------------------------------------------------------------------------

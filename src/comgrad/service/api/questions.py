@@ -10,6 +10,7 @@ from comgrad.service.api import results_vectors as r
 from comgrad.service.api.answers import FILE
 from comgrad.service.api.bodies import SearchBody, SuggestBody
 from comgrad.service.api.results import sends
+from comgrad.service.api.results_atlas import Map, Trends
 from comgrad.service.auth.http import Who
 from comgrad.service.core import service_of
 from comgrad.service.web.answers import Json, send_file
@@ -66,13 +67,15 @@ def compare(
     return service_of(request).insight.compare(who, a, b)
 
 
-@router.get("/map", **sends(r.Map))
-def task_map(request: Request, who: Who, base: Base = None) -> dict[str, Any]:
-    """The map of the tasks that one may see."""
-    return service_of(request).insight.map(who, base)
+@router.get("/map", **sends(Map))
+def task_map(
+    request: Request, who: Who, base: Base = None, most: Annotated[int | None, Query(ge=1, le=100_000)] = None
+) -> dict[str, Any]:
+    """The map of the tasks that one may see: the first `exact` points by their distances, others among these."""
+    return service_of(request).insight.map(who, base, most)
 
 
-@router.get("/trends", **sends(r.Trends))
+@router.get("/trends", **sends(Trends))
 def trends(
     request: Request, who: Who, base: Base = None, since: Annotated[str | None, Query(max_length=40)] = None
 ) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import nsmallest
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -41,8 +42,8 @@ def task_map(request: Request, who: Who, base: str = "", focus: str = "") -> Res
         found=found,
         total=len(points),
         families=charts.families(points)[:40],
-        dots=charts.dots(points)[:IN_PICTURE],
-        listed=sorted(points, key=lambda p: (str(p.get("family")), str(p["name"])))[:IN_LIST],
+        dots=charts.dots(points, IN_PICTURE),
+        listed=nsmallest(IN_LIST, points, key=lambda p: (str(p.get("family")), str(p["name"]))),
         bases=service.insight.bases(who),
         base=base,
         focus=focus[:2000],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 MOST_ROWS = 16
@@ -111,8 +112,8 @@ def families(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda x: (-x[1], x[0]))
 
 
-def dots(points: Sequence[Mapping[str, Any]]) -> list[Dot]:
-    """The map's points placed in a box, aspect kept."""
+def dots(points: Sequence[Mapping[str, Any]], most: int) -> list[Dot]:
+    """The first of the map's points placed in a box that has room for all, aspect kept."""
     if not points:
         return []
     xs, ys = [float(p["x"]) for p in points], [float(p["y"]) for p in points]
@@ -126,5 +127,5 @@ def dots(points: Sequence[Mapping[str, Any]]) -> list[Dot]:
             place[str(p.get("family") or "")],
             p,
         )
-        for x, y, p in zip(xs, ys, points, strict=True)
+        for x, y, p in islice(zip(xs, ys, points, strict=True), most)
     ]

@@ -8,17 +8,18 @@ function TaskMap(box, mini) {
   const canvas = box.querySelector("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });
   const tip = box.querySelector(".tip"), said = document.querySelector("[data-said]");
   const hidden = new Set(), pointers = new Map();
-  let points = [], xs, ys, kinds, shown, lit = new Set(), focus = [], base = 1, scale = 1, ox = 0, oy = 0;
+  let points = [], exact = 0, xs, ys, kinds, shown, lit = new Set(), focus = [], base = 1, scale = 1, ox = 0, oy = 0;
   let wide = 0, high = 0, dpr = 1, stamps = [], picture = null, pixels = null, drawn = false, at = -1, grid = null, moved = 0, pinch = 0, ink = "", paper = "";
 
   this.load = async () => {
     const answer = await fetch(box.dataset.map);
     if (!answer.ok) return;
-    this.show((await answer.json()).points);
+    const found = await answer.json();
+    this.show(found.points, found.exact ?? found.points.length);
   };
 
-  this.show = (found) => {
-    points = found;
+  this.show = (found, sure) => {
+    points = found; exact = sure;
     if (!points.length) return;
     const counts = new Map();
     for (const p of points) counts.set(p.family, (counts.get(p.family) ?? 0) + 1);
@@ -98,9 +99,9 @@ function TaskMap(box, mini) {
   function draw() {
     drawn = false;
     pixels.fill(0);
-    const side = stamps[0].side, w = canvas.width, h = canvas.height, dim = lit.size > 0 || focus.length > 0;
-    for (let pass = dim ? 0 : 1; pass < 2; pass++) for (let i = 0; i < xs.length; i++) {
-      if (!shown[i] || (dim && (lit.has(i) || (!lit.size && focus.includes(i))) !== !!pass)) continue;
+    const side = stamps[0].side, w = canvas.width, h = canvas.height, dim = lit.size > 0;
+    for (let pass = dim ? 0 : 1; pass < 2; pass++) for (let i = xs.length - 1; i >= 0; i--) { // those whose place is sure on top
+      if (!shown[i] || (dim && lit.has(i) !== !!pass)) continue;
       const x = Math.round((xs[i] * scale + ox) * dpr - side / 2), y = Math.round((ys[i] * scale + oy) * dpr - side / 2);
       if (x < 0 || y < 0 || x + side > w || y + side > h) continue;
       const { xy, colours } = stamps[pass * COLOURS + kinds[i]], from = y * w + x;
@@ -122,7 +123,7 @@ function TaskMap(box, mini) {
   function names() { // as many as fit without touching, the marked ones first
     if (mini) return;
     const inside = [], first = new Set([...focus, ...lit]);
-    for (const i of first) if (shown[i]) inside.push(i);
+    for (const i of first) if (shown[i] && inside.length < 400) inside.push(i);
     for (let i = 0; i < xs.length && inside.length < 400; i++) {
       const x = xs[i] * scale + ox, y = ys[i] * scale + oy;
       if (shown[i] && !first.has(i) && !lit.size && x > 0 && y > 0 && x < wide && y < high) inside.push(i);
@@ -132,10 +133,11 @@ function TaskMap(box, mini) {
     pen.strokeStyle = paper; pen.lineWidth = 3; pen.lineJoin = "round";
     const r = radius(), taken = inside.map((i) => [xs[i] * scale + ox - r, ys[i] * scale + oy, 2 * r]);
     for (const i of inside.slice(0, 220)) {
-      const name = points[i].name.length > 34 ? `${points[i].name.slice(0, 33)}…` : points[i].name;
+      const whole = wide < 600 ? points[i].name.split("/").pop() : points[i].name, most = wide < 600 ? 20 : 34;
+      const name = whole.length > most ? `${whole.slice(0, most - 1)}…` : whole;
       const w = pen.measureText(name).width + 6, x = xs[i] * scale + ox, y = ys[i] * scale + oy;
       const free = (l) => l >= 0 && l + w <= wide && !taken.some((t) => l < t[0] + t[2] && t[0] < l + w && Math.abs(y - t[1]) < 14);
-      const left = [x + r + 4, x - r - w].find(free);
+      const off = focus.includes(i) ? 5 : 0, left = [x + r + 4 + off, x - r - w - off].find(free);
       if (left === undefined) continue;
       taken.push([left, y, w]);
       pen.strokeText(name, left, y); pen.fillText(name, left, y);
@@ -172,12 +174,12 @@ function TaskMap(box, mini) {
     if (i >= 0) {
       const p = points[i], words = p.description.length > 160 ? `${p.description.slice(0, 159)}…` : p.description;
       const line = (tag, text) => Object.assign(document.createElement(tag), { textContent: text, dir: "auto" });
-      tip.replaceChildren(line("strong", p.name), line("span", p.family), line("span", words));
+      tip.replaceChildren(line("strong", p.name), line("span", p.family), line("span", words), ...(i < exact ? [] : [line("em", "Its place is approximate.")]));
       const x = xs[i] * scale + ox, y = ys[i] * scale + oy, r = radius() + 8;
       const left = x + r + tip.offsetWidth > wide ? x - r - tip.offsetWidth : x + r;
       const top = Math.max(6, Math.min(y - tip.offsetHeight / 2, high - tip.offsetHeight - 6));
       tip.style.transform = `translate(${Math.max(6, Math.min(left, wide - tip.offsetWidth - 6))}px, ${top}px)`;
-      if (speak) said.textContent = `${p.name}${p.family ? `, ${p.family}` : ""}. ${words}`;
+      if (speak) said.textContent = `${p.name}${p.family ? `, ${p.family}` : ""}. ${words}${i < exact ? "" : " Its place is approximate."}`;
     }
     redraw();
   }
