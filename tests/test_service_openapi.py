@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="the extra 'service' is not installed")
 
 from pydantic import BaseModel
 
-from comgrad.service.api import results, results_vectors, results_work
+from comgrad.service.api import results, results_atlas, results_vectors, results_work
 from service_site import WEIGHTS, Site, adapter, running
 
 ATTACKS = Path(__file__).parent.parent / "attacks"
@@ -180,7 +180,7 @@ def test_what_a_whole_journey_is_told_is_as_described(zoo: list[Path], tmp_path:
         told(results_vectors.Suggestion, "GET", f"/suggestions/{made['id']}")
         assert told(results_vectors.Hits, "POST", "/search", json={"text": "moods of films"})["items"]
         told(results_vectors.Comparison, "GET", f"/compare?a=bob/v0&b={identity}")
-        assert told(results_vectors.Map, "GET", "/map")["points"]
-        told(results_vectors.Trends, "GET", "/trends")
+        assert told(results_atlas.Map, "GET", "/map")["points"]
+        told(results_atlas.Trends, "GET", "/trends")
         told(results.Entries, "GET", "/audit", role="site-admin")
         told(results_vectors.Removed, "DELETE", f"/vectors/{identity}")

@@ -20,13 +20,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from bounded import LONG, next_line
 from service_site import CONFIG, PASSWORD, WEIGHTS, adapter
 
 API = "/api/v1"
 PROGRAM = """
 import sys
 from pathlib import Path
-from bounded import LONG, next_line
 from comgrad.service.serve import serve
 from comgrad.service.settings import Settings
 serve(Settings.from_environment(data=Path(sys.argv[1]), pages=False, preload=False, screen=False, body_seconds=1.5,

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ CONFIG = {
 
 
 def open_clip() -> Any:
-    """The library. torchvision's compiled operators are no part of any CPU build of torch here, and none of them is used:
-    where they are missing, only their declarations are made, which its Python part asks for when it is imported."""
+    """The library. torchvision has builds for other builds of torch than the one tests run on, so `./run setup` keeps it
+    apart: beside it transformers would load it and fail. Only its compiled operators are missing then; none is used, and
+    only their declarations are made, which its Python part asks for when it is imported."""
+    apart = str(Path(sys.prefix) / "vision")
+    if apart not in sys.path:
+        sys.path.append(apart)
     try:
         import open_clip
     except RuntimeError:
