@@ -252,7 +252,7 @@ def test_nothing_is_wider_than_the_screen(chromium: Browser, address: str, site:
 
 
 def test_the_map_by_keyboard_with_ten_thousand_points(reader: Reader) -> None:
-    """Hover, keys and a frame's time on 10 000 points; the bound leaves room for a busy machine without a GPU."""
+    """Hover and keys on 10 000 points; how long a frame takes is told by benchmarks/mapping.py."""
     page = reader.page
     points = [
         {"id": f"tv-{i:016x}", "name": f"task {i}", "family": f"family {i % 14}", "description": f"Task number {i}.", "cluster": 0,
@@ -275,25 +275,6 @@ def test_the_map_by_keyboard_with_ten_thousand_points(reader: Reader) -> None:
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(page.locator(".tip")).to_contain_text("Task number")
     expect(page.locator(".tip")).to_contain_text("Its place is approximate.")
-    frames = canvas.evaluate(PAN)
-    assert sorted(frames)[len(frames) // 2] < 50  # with drawImage for each point it was 80 on such a machine
-
-
-PAN = """async (canvas) => {
-  const frames = [];
-  const at = (type, x, y) => canvas.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, pointerId: 1, bubbles: true }));
-  canvas.setPointerCapture = () => {};
-  const box = canvas.getBoundingClientRect(), x = box.x + 300, y = box.y + 200;
-  at("pointerdown", x, y);
-  for (let i = 0; i < 40; i++) {
-    const began = performance.now();
-    at("pointermove", x + 3 * i, y + i);
-    await new Promise((wake) => requestAnimationFrame(() => requestAnimationFrame(wake)));
-    frames.push((performance.now() - began) / 2);
-  }
-  at("pointercancel", x, y);
-  return frames;
-}"""
 
 
 def test_pages_do_not_jump_while_they_load(chromium: Browser, address: str, site: Site) -> None:
