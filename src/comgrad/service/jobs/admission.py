@@ -77,9 +77,8 @@ class Admission:
                 work.change_upload(rows, upload.id, only=("checking",), vector_id=None)
         progress.step("describe")
         gradient = self._gradient(upload, record.id, tau)
-        with (
-            self.database.write() as rows
-        ):  # all of it, or nothing: what fails before is taken back, nothing fails after
+        # all of it, or nothing: what fails before is taken back, and nothing fails after
+        with self.database.write() as rows:
             status = self._listed(rows, upload, record.id, record.digest, record.size_bytes, name, card)
             if not work.change_upload(rows, upload.id, only=("checking",), state="done", vector_id=record.id):
                 raise Conflict(f"the upload {upload.id}", "it was given up meanwhile", "begin a new one")
