@@ -22,10 +22,8 @@ from service import CONFIG, CONTAINER, WEIGHTS, ZOO, Site, code, row
 
 Got = tuple[str, bool]
 ROOT = Path(__file__).parents[1]
-PLATFORM = {
-    "torch",
-    "triton",
-}  # another build, hence other hashes, per platform and accelerator: pinned by version alone
+# another build, hence other hashes, per platform and accelerator: pinned by version alone
+PLATFORM = {"torch", "torchvision", "triton"}
 
 
 @row(

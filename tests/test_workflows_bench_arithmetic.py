@@ -280,7 +280,7 @@ def test_nothing_kept(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"suite": "vision8"}, "the suite 'vision8'; it needs open_clip"),
+        ({"suite": "vision8"}, "its tasks are of kind 'image', which this base does not read"),
         ({"suite": "text9"}, "the suite 'text9'; there is none of that name"),
         ({"tasks": ()}, "of the suite 'text8, quick'; the data has no task"),
         ({"tasks": TASKS[:1]}, "vectors of at least two tasks are added"),

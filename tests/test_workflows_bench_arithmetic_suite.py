@@ -63,7 +63,8 @@ def test_text8_is_whole() -> None:
     assert set(suite.methods) | {"sum"} == set(METHODS)
     assert len(suite.seeds) >= 3
     assert all(set(pair) <= set(suite.tasks) for pair in suite.pairs)
-    assert set(read_run("text8")["suite"]) == {f.name for f in fields(Suite)}
+    assert set(read_run("text8")["suite"]) == {f.name for f in fields(Suite)} - {"kind", "learning_rate"}
+    assert (suite.kind, suite.learning_rate) == ("text", None)
 
 
 def test_the_papers_file_names_what_is_measured() -> None:
