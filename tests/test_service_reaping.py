@@ -91,6 +91,32 @@ def test_a_job_that_was_killed_three_times_leaves_no_vector(
     assert upload(site, again)["state"] == "done"
 
 
+def test_a_worker_that_died_before_it_could_say_so_leaves_the_whole_answer(
+    site: Site, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An uploader compares the digest that it is told: an empty one would be an acknowledgement of nothing."""
+    identity, job = handed_over(site, files, name="late")
+
+    def dies(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as m:
+        m.setattr(type(site.service.uploads), "clear", dies)
+        with pytest.raises(Killed):
+            site.service.jobs.run(job)
+    assert upload(site, identity)["state"] == "done"
+    with site.service.database.write() as rows:  # as the next start does
+        work.free_jobs(rows, {site.service.jobs.worker})
+    site.service.jobs.run(job)
+    found = site.call("owner", "GET", f"{API}/jobs/{job}").json()["job"]
+    assert found["state"] == "done"
+    (vector,) = stored(site)
+    told = site.call("owner", "GET", f"{API}/vectors/{found['result']['vector']}").json()["vector"]
+    assert found["result"]["digest"] == told["digest"]
+    assert found["result"]["name"] == told["full_name"]
+    assert not (site.service.uploads.folder / identity).exists()
+
+
 def test_nor_does_one_whose_database_stays_away(
     site: Site, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

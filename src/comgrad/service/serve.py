@@ -13,6 +13,7 @@ from comgrad.errors import ComgradError
 from comgrad.service.app import create_app
 from comgrad.service.ending import end_within
 from comgrad.service.settings import Settings
+from comgrad.service.threads import one_thread_each
 from comgrad.service.web.connections import bounded
 from comgrad.service.web.logs import set_up
 
@@ -34,6 +35,7 @@ def serve(
     Raises:
         ComgradError: (`port-taken`) the port cannot be opened. StorageError: nor can the registry.
     """
+    one_thread_each()
     sock = _bound(host, port)
     set_up()
     app = create_app(settings)

@@ -46,13 +46,23 @@ class Admission:
             raise NotFound("the upload", "it is not known", "begin a new one")
         if upload.state == "done":  # a worker died after the last step and before saying so
             self.uploads.clear(upload.id)
-            return {"vector": upload.vector_id, "status": "added"}
+            return self._done(upload)
         try:
             return self._admitted(upload, progress)
         except ComgradError as error:
             if not passing(error):
                 self.give_up(upload.id, error.as_dict())
             raise
+
+    def _done(self, upload: UploadRow) -> dict[str, Any]:
+        """What the uploader is told where the worker died before it could: what was listed, without the warnings."""
+        assert upload.vector_id is not None
+        with self.database.read() as rows:
+            listed = things.listing(rows, upload.vector_id, upload.owner_id)
+        if listed is None:
+            raise NotFound("the upload's vector", "it is no longer listed", "begin a new one")
+        name = f"{upload.request['owner']}/{listed.name}"
+        return {"vector": upload.vector_id, "name": name, "digest": listed.digest, "status": "added", "warnings": []}
 
     def _admitted(self, upload: UploadRow, progress: Progress) -> dict[str, Any]:
         from comgrad.workflows.adding import store_vector
