@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,3 +119,24 @@ def test_so_is_one_that_no_model_can_be_made_of(
     (copy / file).write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
     with pytest.raises(FileRefused, match="download is damaged"):
         MeanPooledBert("it", copy)
+
+
+def test_threads_that_ask_at_once_share_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would hold a whole model in memory, and all would wait for all."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from comgrad.describe import encoder
+
+    made: list[object] = []
+    real = MeanPooledBert.__init__
+
+    def counted(self: MeanPooledBert, *arguments: Any, **more: Any) -> None:
+        made.append(self)
+        real(self, *arguments, **more)
+
+    monkeypatch.setattr(MeanPooledBert, "__init__", counted)
+    encoder._loaded.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: encoder.load_encoder(), range(8)))
+    assert len(made) == 1
+    assert all(f is found[0] for f in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
@@ -53,13 +54,21 @@ class SentenceEncoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
-@lru_cache(maxsize=2)
 def load_encoder(name: str = DEFAULT_ENCODER) -> TextEncoder:
-    """The encoder of that name, from this machine.
+    """The encoder of that name, from this machine; read once, however many threads ask at the same time.
 
     Raises:
         NotFound: the model is neither installed as a package, nor a folder, nor in the local hub cache.
     """
+    with _loading:
+        return _loaded(name)
+
+
+_loading = threading.Lock()
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str) -> TextEncoder:
     base = resolve_base(name)
     digest = fingerprint(base.path).root
     from comgrad.describe.mean_pooled import MeanPooledBert  # torch: only when texts are encoded

@@ -80,6 +80,7 @@ class Service:
         self.adopt()
         self.first_secret = self.accounts.prepare()
         self._warming: threading.Thread | None = None
+        self.when_loaded: Callable[[], object] = lambda: None
 
     def _register(self) -> None:
         self.reaper = reaper = Reaper(self.database, self.registry.store, self.uploads, self.audit, self.settings)
@@ -114,6 +115,7 @@ class Service:
                 self.jobs.submit("relate", {}, key="relate")
             if self.settings.preload:
                 self._preload()
+            self.when_loaded()
         except Exception:
             log.exception("the listings could not be loaded")
 
