@@ -167,7 +167,7 @@ class Planes:
 
     def _begun(self, key: str, landmarks: Group) -> Plane:
         """The map of the landmarks alone: as it was kept, or made now."""
-        file = self._geometry.registry.store.cache_dir / f"plane-{key[:32]}.npz"
+        file = self._geometry.registry.store.cache_dir / f"plane-{_made_of(key)}.npz"
         made = _read(file, len(landmarks))
         if made is None:
             made = self._laid_out(landmarks)
@@ -203,9 +203,7 @@ class Planes:
 def _read(file: Path, landmarks: int) -> Plane | None:
     """A map that was kept; None where there is none of use."""
     data = read_arrays(file)
-    if data is None or set(data) != {"version", "sketch", *_KEPT} or len(data["positions"]) != landmarks:
-        return None
-    if (int(data["version"]), int(data["sketch"])) != _versions():
+    if data is None or set(data) != set(_KEPT) or len(data["positions"]) != landmarks:
         return None
     stress, silhouette = (float(x) for x in data["figures"])
     return Plane(data["positions"], data["clusters"], stress, silhouette, data["rows"], data["mean"])
@@ -213,19 +211,19 @@ def _read(file: Path, landmarks: int) -> Plane | None:
 
 def _write(file: Path, made: Plane) -> None:
     """Keep it, and of older ones a few: derived data, that cost time only."""
-    version, sketch = _versions()
     figures = np.array([made.stress, made.silhouette])
     values: tuple[np.ndarray[Any, Any], ...] = (made.positions, made.clusters, figures, made.rows, made.mean)
     with contextlib.suppress(OSError, StorageError):
-        write_arrays(file, version=np.array(version), sketch=np.array(sketch), **dict(zip(_KEPT, values, strict=True)))
+        write_arrays(file, **dict(zip(_KEPT, values, strict=True)))
         for old in sorted(file.parent.glob("plane-*.npz"), key=lambda f: -f.stat().st_mtime)[KEPT:]:
             old.unlink(missing_ok=True)
 
 
-def _versions() -> tuple[int, int]:
-    from comgrad.geometry.sketch import VERSION as SKETCH
+def _made_of(key: str) -> str:
+    """32 hex digits of all that a map on disk depends on: its landmarks, their sketches, and how it is kept."""
+    from comgrad.geometry.sketch import identity
 
-    return VERSION, SKETCH
+    return hashlib.sha256(f"{VERSION} {key} {identity()}".encode()).hexdigest()[:32]
 
 
 def _answer(group: Group, plane: Plane, landmarks: Group, others: Sequence[Listing]) -> Answer:
