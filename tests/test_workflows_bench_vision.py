@@ -28,7 +28,8 @@ from comgrad.workflows.bench_arithmetic.plan import Plan, Request
 from comgrad.workflows.bench_arithmetic.run import Result, run
 from comgrad.workflows.bench_arithmetic.suite import suite_named
 from comgrad.workflows.bench_arithmetic.train import folder_of, task_folder, trainings
-from comgrad.workflows.bench_arithmetic.vision import DATA_SETS, open_images
+from comgrad.workflows.bench_arithmetic.vision import open_images
+from comgrad.workflows.bench_arithmetic.vision_sets import DATA_SETS
 from comgrad.workflows.training import TrainRequest, train
 from training_models import bert_base
 from vision_data import OWN, clip_base, eight, open_clip, picture, splits
@@ -134,6 +135,21 @@ def toy(folder: Path) -> Task:
     return next(i for i in open_images(folder, folder / ".cache") if i.id == "toy").task
 
 
+def written(task: Task, folder: Path) -> Path:
+    """The folder that `load_task` reads."""
+    folder.mkdir()
+    card = {
+        "description": task.description,
+        "label_names": list(task.label_names),
+        "label_prompts": list(task.label_prompts),
+        "templates": list(task.templates),
+    }
+    (folder / "task_card.json").write_text(json.dumps(card))
+    rows = [{"image": e.image, "label": e.label, "split": e.split} for e in task.examples]
+    (folder / "examples.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
+    return folder
+
+
 def test_logits_are_those_of_the_library(base: Path, tmp_path: Path) -> None:
     """Head and image tower against open_clip used by hand, one image and one template at a time."""
     from PIL import Image
@@ -167,14 +183,7 @@ def test_logits_are_those_of_the_library(base: Path, tmp_path: Path) -> None:
 )
 def test_a_recipe_trains_the_image_tower_alone(recipe: str, base: Path, tmp_path: Path) -> None:
     """The vector has the tower's tensors that the paradigm names, and base + vector learns what was trained."""
-    task = toy(tmp_path)
-    folder = tmp_path / "task"
-    folder.mkdir()
-    card = {"description": "tell colours", "label_names": ["red", "blue"], "label_prompts": ["red", "blue"],
-            "templates": list(task.templates)}  # fmt: skip
-    (folder / "task_card.json").write_text(json.dumps(card))
-    lines = [{"image": e.image, "label": e.label, "split": e.split} for e in task.examples]
-    (folder / "examples.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    folder = written(toy(tmp_path), tmp_path / "task")
     done = train(
         TrainRequest(folder, recipe=recipe, base=str(base), steps=12, batch_size=8, learning_rate=3e-3),
         tmp_path / "out",
@@ -199,14 +208,7 @@ def test_a_recipe_trains_the_image_tower_alone(recipe: str, base: Path, tmp_path
 
 
 def test_a_stopped_training_on_images_ends_at_the_same_weights(base: Path, tmp_path: Path) -> None:
-    task = toy(tmp_path)
-    folder = tmp_path / "task"
-    folder.mkdir()
-    (folder / "task_card.json").write_text(
-        json.dumps({"description": "d", "label_names": ["a", "b"], "label_prompts": ["a", "b"], "templates": ["a {}"]})
-    )
-    lines = [{"image": e.image, "label": e.label, "split": e.split} for e in task.examples]
-    (folder / "examples.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    folder = written(toy(tmp_path), tmp_path / "task")
     asked = TrainRequest(folder, recipe="attention-linear", base=str(base), steps=8, batch_size=4)
 
     class Stop(BaseException):
@@ -312,14 +314,7 @@ def test_what_does_not_fit_is_refused(data: Path, base: Path, tmp_path: Path) ->
 
 
 def test_an_adapter_recipe_says_why_it_cannot(base: Path, tmp_path: Path) -> None:
-    toy(tmp_path)
-    folder = tmp_path / "task"
-    folder.mkdir()
-    card = {"description": "d", "label_names": ["a", "b"], "label_prompts": ["a", "b"]}
-    (folder / "task_card.json").write_text(json.dumps(card))
-    files = sorted((tmp_path / "toy").rglob("*.png"))
-    lines = [{"image": str(f), "label": int("blue" in str(f)), "split": f.parts[-3]} for f in files]
-    (folder / "examples.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    folder = written(toy(tmp_path), tmp_path / "task")
     with pytest.raises(ComgradError, match="attention-linear"):
         train(TrainRequest(folder, base=str(base)), tmp_path / "out")
     assert not (tmp_path / "out").exists()

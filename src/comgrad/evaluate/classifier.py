@@ -5,7 +5,7 @@ All of a task's knowledge is therefore in the encoder's task vector; the head ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,12 @@ class Bench:
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
         return {k: batch[k].to(self.device) for k in ("input_ids", "attention_mask")}
 
+    def batches(self, examples: Sequence[Example], batch_size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Tokens and labels (b,) of the examples in their order."""
+        for start in range(0, len(examples), batch_size):
+            rows = examples[start : start + batch_size]
+            yield self.tokens([e.text for e in rows]), torch.tensor([e.label for e in rows], device=self.device)
+
     @torch.no_grad()
     def prompts(self, task: Task) -> Tensor:
         """(labels, d): each label's prompt encoded by the BASE model, whatever is trained later.
@@ -119,21 +125,29 @@ def check_texts(task: Task) -> None:
         )
 
 
-@torch.no_grad()
 def evaluate(bench: Bench, model: PromptClassifier, examples: Sequence[Example], *, batch_size: int = 64) -> Score:
-    """Loss and accuracy, each example weighted alike whatever the batch it falls in; texts are batched by length."""
+    """`scored` of texts, batched by length."""
+    return scored(model, bench.batches(sorted(examples, key=lambda e: len(e.text)), batch_size))
+
+
+@torch.no_grad()
+def scored(model: nn.Module, batches: Iterable[tuple[Mapping[str, Tensor], Tensor]]) -> Score:
+    """Loss and accuracy of a classifier, each example weighted alike whatever the batch it falls in.
+
+    Args:
+        model: inputs → `logits` (b, labels). batches: inputs with their labels (b,).
+    """
     was_training = model.training
     model.eval()
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].text))
     loss = correct = 0.0
-    for start in range(0, len(order), batch_size):
-        rows = [examples[i] for i in order[start : start + batch_size]]
-        labels = torch.tensor([e.label for e in rows], device=bench.device)
-        logits = model(**bench.tokens([e.text for e in rows]))["logits"]
+    n = 0
+    for inputs, labels in batches:
+        logits = model(**inputs)["logits"]
         loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
         correct += float((logits.argmax(dim=1) == labels).sum())
+        n += len(labels)
     model.train(was_training)
-    return Score(loss / len(examples), correct / len(examples), len(examples))
+    return Score(loss / n, correct / n, n)
 
 
 def with_adapter(bench: Bench, adapter: Path, *, trainable: bool = False) -> nn.Module:

@@ -8,6 +8,7 @@ bit for bit.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +23,17 @@ from torch import Tensor, nn
 
 from comgrad.describe.task import IMAGE_TEXT, Example, Task
 from comgrad.errors import ComgradError
-from comgrad.evaluate.classifier import LOGIT_SCALE, Bench, Score
-from comgrad.evaluate.digests import digest_of
-from comgrad.evaluate.predictor import BATCH, Batch, Problem, Read, first_by_content, pooled, text_problem
+from comgrad.evaluate.classifier import LOGIT_SCALE, Bench, Score, scored
+from comgrad.evaluate.predictor import (
+    BATCH,
+    Batch,
+    Problem,
+    Read,
+    digests_of,
+    first_by_content,
+    pooled,
+    text_problem,
+)
 from comgrad.weights.bases import BaseModel
 
 CONFIG = "open_clip_config.json"
@@ -77,35 +86,37 @@ def encoded(tower: nn.Module, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageBench:
-    """An open_clip model opened for work; see `classifier.Bench`, its twin for texts.
-
-    Args:
-        transform: image → (3, h, w), the base's own for evaluation.
-        logit_scale: s = exp of the base's parameter.
-    """
+    """An open_clip model opened for work, read once; see `classifier.Bench`, its twin for texts."""
 
     base: BaseModel
-    transform: Callable[[Any], Tensor]
-    logit_scale: float
     device: torch.device
 
     @classmethod
     def open(cls, base: BaseModel) -> ImageBench:
         """Raises ComgradError: (`no-open-clip`) the library is not there or does not fit torch; (`base-unreadable`)."""
-        model, transform = _opened(base)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(base, transform, float(model.logit_scale.detach().exp()), device)
+        bench = cls(base, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        _ = bench._opened
+        return bench
+
+    @cached_property
+    def _opened(self) -> tuple[Any, Callable[[Any], Tensor]]:
+        """The whole model at θ₀ in fp32, in evaluation mode, and the base's own transform: image → (3, h, w)."""
+        model, transform = _read(self.base)
+        return model.to(self.device).eval(), transform
+
+    @property
+    def logit_scale(self) -> float:
+        """s, the exponential of the base's parameter."""
+        return float(self._opened[0].logit_scale.detach().exp())
 
     def encoder(self) -> nn.Module:
         """A fresh copy of the base's image tower, in evaluation mode."""
-        return ImageTower(_opened(self.base)[0].visual).to(self.device).eval()
+        return ImageTower(copy.deepcopy(self._opened[0].visual))
 
     @torch.no_grad()
     def prompts(self, task: Task) -> Tensor:
         """(labels, d) unit rows of the base's text tower."""
-        model, _ = _opened(self.base)
-        model = model.to(self.device).eval()
-        tokenizer = _library().get_tokenizer(f"local-dir:{self.base.path}")
+        model, tokenizer = self._opened[0], _library().get_tokenizer(f"local-dir:{self.base.path}")
         rows = []
         for prompt in task.label_prompts:
             texts = [t.replace("{}", prompt) for t in task.templates or ("{}",)]
@@ -115,26 +126,28 @@ class ImageBench:
 
     def pixels(self, examples: Sequence[Example]) -> Tensor:
         """(b, 3, h, w) on the host. Raises ComgradError: (`bad-image`) a file that is no image, or not the one it was."""
+        transform = self._opened[1]
         with ThreadPoolExecutor(_READERS) as pool:
-            return torch.stack(list(pool.map(self._pixels_of, examples)))
+            return torch.stack(list(pool.map(lambda e: transform(_image(e)), examples)))
 
-    def _pixels_of(self, example: Example) -> Tensor:
-        return self.transform(_image(example))
+    def batches(self, examples: Sequence[Example], batch_size: int) -> Iterator[tuple[Batch, Tensor]]:
+        """Pixels and labels (b,) of the examples in their order."""
+        for start in range(0, len(examples), batch_size):
+            rows = examples[start : start + batch_size]
+            labels = torch.tensor([e.label for e in rows], device=self.device)
+            yield {"pixels": self.pixels(rows).to(self.device)}, labels
 
 
 @dataclass(frozen=True)
-class ImageBatches:
-    """Batches of a split in a fixed order, read from their files at every pass."""
+class _Anew:
+    """Batches of a split, read from their files at every pass: a data set of images does not fit in memory."""
 
     bench: ImageBench
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     batch_size: int
 
     def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
-        for start in range(0, len(self.examples), self.batch_size):
-            rows = self.examples[start : start + self.batch_size]
-            labels = torch.tensor([e.label for e in rows], device=self.bench.device)
-            yield {"pixels": self.bench.pixels(rows).to(self.bench.device)}, labels
+        return self.bench.batches(self.examples, self.batch_size)
 
 
 def image_problem(
@@ -147,15 +160,11 @@ def image_problem(
     batch_size: int = BATCH,
 ) -> Problem:
     """As `predictor.text_problem`, of images. Raises ComgradError: an empty split."""
-    parts = {s: ImageBatches(bench, tuple(first_by_content(task.split(s), limit)), batch_size) for s in splits}
-    head = bench.prompts(task) if head is None else head
-    told = {
-        s: digest_of(
-            [list(task.label_prompts), list(task.templates), batch_size, [[e.text, e.label] for e in p.examples]]
-        )
-        for s, p in parts.items()
-    }
-    return Problem(task.name, head, parts, told)
+    chosen = {s: first_by_content(task.split(s), limit) for s in splits}
+    parts = {s: _Anew(bench, rows, batch_size) for s, rows in chosen.items()}
+    return Problem(
+        task.name, bench.prompts(task) if head is None else head, parts, digests_of(task, chosen, batch_size)
+    )
 
 
 # -- texts or images ---------------------------------------------------------------------------------------------------
@@ -213,17 +222,8 @@ class ImageHarness:
         examples = [row["example"] for row in batch]
         return {"pixels": self.bench.pixels(examples), "labels": torch.tensor([e.label for e in examples])}
 
-    @torch.no_grad()
     def score(self, model: nn.Module, examples: Sequence[Example]) -> Score:
-        was_training = model.training
-        model.eval()
-        loss = correct = 0.0
-        for batch, labels in ImageBatches(self.bench, tuple(examples), BATCH):
-            logits = model(**batch)["logits"]
-            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-            correct += float((logits.argmax(dim=1) == labels).sum())
-        model.train(was_training)
-        return Score(loss / len(examples), correct / len(examples), len(examples))
+        return scored(model, self.bench.batches(examples, BATCH))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -263,8 +263,7 @@ def _library() -> Any:
     return open_clip
 
 
-def _opened(base: BaseModel) -> tuple[Any, Callable[[Any], Tensor]]:
-    """The whole model in fp32 on the host, and its evaluation transform."""
+def _read(base: BaseModel) -> tuple[Any, Callable[[Any], Tensor]]:
     library = _library()
     try:
         model, _, transform = library.create_model_and_transforms(f"local-dir:{base.path}", precision="fp32")

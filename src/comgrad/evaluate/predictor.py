@@ -80,20 +80,17 @@ def text_problem(
     Raises:
         ComgradError: an empty split.
     """
-    parts: dict[str, Iterable[tuple[Batch, Tensor]]] = {}
-    digests = {}
-    for split in splits:
-        chosen = first_by_content(task.split(split), limit)
-        chosen.sort(key=lambda e: len(e.text))
-        batches = []
-        for start in range(0, len(chosen), batch_size):
-            rows = chosen[start : start + batch_size]
-            labels = torch.tensor([e.label for e in rows], device=bench.device)
-            batches.append((bench.tokens([e.text for e in rows]), labels))
-        parts[split] = tuple(batches)
-        told = [list(task.label_prompts), batch_size, [[e.text, e.label] for e in chosen]]
-        digests[split] = digest_of(told)
-    return Problem(task.name, bench.prompts(task) if head is None else head, parts, digests)
+    chosen = {s: sorted(first_by_content(task.split(s), limit), key=lambda e: len(e.text)) for s in splits}
+    parts = {s: tuple(bench.batches(rows, batch_size)) for s, rows in chosen.items()}
+    return Problem(
+        task.name, bench.prompts(task) if head is None else head, parts, digests_of(task, chosen, batch_size)
+    )
+
+
+def digests_of(task: Task, chosen: Mapping[str, Sequence[Example]], batch_size: int) -> dict[str, str]:
+    """Split → digest of what decides its figures besides the head: labels, batches, examples in their order."""
+    told = [list(task.label_prompts), *([list(task.templates)] if task.templates else []), batch_size]
+    return {s: digest_of([*told, [[e.text, e.label] for e in rows]]) for s, rows in chosen.items()}
 
 
 def first_by_content(examples: Sequence[Example], limit: int | None) -> list[Example]:
