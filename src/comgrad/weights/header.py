@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,8 @@ _STRUCTURE = {  # most of each byte that a header within the profile can hold ou
     b",": (profile.MAX_RANK + 4) * profile.MAX_TENSORS,
 }
 
+_REMEMBERED = 64  # headers
+_REMEMBERED_LENGTH = 64 * 2**10  # bytes; longer ones are of large files, which take their time anyway
 _MAX_DEPTH = 3  # header, tensor, shape
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)  # possessive: linear even where the quote never closes
 _BRACKET = re.compile(rb"[\[\]{}]")
@@ -86,9 +90,29 @@ def read_header(source: Source) -> Header:
         raise refused("header-too-large", path, f"{length:,} bytes claimed, {limit:,} allowed in a file of {size:,}")
     if length > size - 8:
         raise refused("header-past-end", path, f"{length:,} bytes claimed, {size - 8:,} there")
-    raw = _framed(source.read(8, length), path)
-    header = _checked(_parsed(raw, path), path, 8 + length, size)
+    header = _read_before(source.read(8, length), path, size)
     _refuse_zip_tail(source, header.data_begin)
+    return header
+
+
+_before: OrderedDict[tuple[bytes, int], Header] = OrderedDict()  # adapters of one kind have one header, byte for byte
+_lock = threading.Lock()
+
+
+def _read_before(raw: bytes, path: Path, size: int) -> Header:
+    """The checked header; of the last few of moderate length it is remembered: it depends on nothing else."""
+    key = (raw, size)
+    with _lock:
+        known = _before.get(key)
+        if known is not None:
+            _before.move_to_end(key)
+            return known
+    header = _checked(_parsed(_framed(raw, path), path), path, 8 + len(raw), size)
+    if len(raw) <= _REMEMBERED_LENGTH:
+        with _lock:
+            _before[key] = header
+            while len(_before) > _REMEMBERED:
+                _before.popitem(last=False)
     return header
 
 

@@ -23,6 +23,7 @@ WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors")
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAPPED = 8 * 2**20  # bytes read before the library's map of a file is let go: mapped pages count as memory
+_HELD = 4 * 2**20  # bytes; a file up to this size is read once, after its header passed
 _MAX_INDEX = 16_000_000  # bytes; 20,000 names of 256 characters with their shards stay below it
 
 
@@ -82,7 +83,7 @@ class SafetensorsFile:
         """Every tensor in its stored dtype, from one read of the whole file. Raises FileRefused: `changed-while-reading`."""
         from safetensors.torch import load
 
-        data = self._source.read(0, self._source.size)
+        data = self._source.hold()
         self._source.unchanged()
         tensors: dict[str, Tensor] = load(data)
         return tensors
@@ -130,6 +131,8 @@ def open_strict(
         if check_finite or refuse_zero:
             from comgrad.weights.values import check_values  # numpy: not needed to refuse a header
 
+            if source.size <= _HELD:
+                source.hold()
             check_values(source, header.entries.values(), finite=check_finite, refuse_zero=refuse_zero)
         source.unchanged()
     except BaseException:

@@ -59,9 +59,12 @@ class Source:
             raise
         self.identity = Identity.of(st)
         self.size = st.st_size
+        self._held: bytes | None = None
 
     def read(self, at: int, length: int) -> bytes:
         """Exactly `length` bytes from position `at`."""
+        if self._held is not None:
+            return self._held[at : at + length]
         parts = []
         while length > 0:
             try:
@@ -74,6 +77,12 @@ class Source:
             at, length = at + len(part), length - len(part)
         return b"".join(parts)
 
+    def hold(self) -> bytes:
+        """All of the file, which later reads are answered from. For files that are small enough."""
+        if self._held is None:
+            self._held = self.read(0, self.size)
+        return self._held
+
     def unchanged(self) -> None:
         """Raise `changed-while-reading` when the path now holds another file, or this one was written to."""
         try:
@@ -85,6 +94,7 @@ class Source:
 
     def close(self) -> None:
         """Close the file; closing twice is allowed."""
+        self._held = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

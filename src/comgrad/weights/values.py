@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -26,24 +27,28 @@ def check_values(source: Source, entries: Iterable[TensorEntry], *, finite: bool
 
     Memory stays below a few blocks of `profile.BLOCK` bytes whatever the file's size.
 
+    Args:
+        entries: in the order of their bytes, without holes. Neighbours of one dtype are looked at as one.
+
     Raises:
         FileRefused: `not-finite`, `bool-value`, `all-zero`, `denormals`.
     """
     floats = nonzero = normal = False
-    for entry in entries:
-        if entry.dtype == "BOOL" and finite:
-            _check_bools(source, entry)
-        if entry.dtype not in _BITS:
+    for dtype, same in groupby(entries, key=lambda e: e.dtype):
+        run = list(same)
+        if dtype == "BOOL" and finite:
+            _check_bools(source, run)
+        if dtype not in _BITS:
             continue
         floats = True
         if not finite and (normal or not refuse_zero):
             continue
-        kind, exponent, magnitude = _BITS[entry.dtype]
-        for at, block in _blocks(source, entry, kind):
+        kind, exponent, magnitude = _BITS[dtype]
+        for at, block in _blocks(source, run, kind):
             exponents = block & block.dtype.type(exponent)
             if finite and int(exponents.max()) == exponent:
-                index = at + int((exponents == exponent).argmax())
-                raise refused("not-finite", source.path, f"{shown(entry.name)}, element {index:,}")
+                where = _place(run, at + block.itemsize * int((exponents == exponent).argmax()))
+                raise refused("not-finite", source.path, where)
             if not normal:
                 normal = bool(exponents.any())
                 nonzero = nonzero or normal or bool((block & block.dtype.type(magnitude)).any())
@@ -51,15 +56,20 @@ def check_values(source: Source, entries: Iterable[TensorEntry], *, finite: bool
         raise refused("denormals" if nonzero else "all-zero", source.path)
 
 
-def _blocks(source: Source, entry: TensorEntry, kind: str) -> Iterable[tuple[int, NDArray[Any]]]:
-    """(index of the first element, elements) in turn."""
-    size = profile.ITEM_SIZE[entry.dtype]
-    for begin in range(entry.begin, entry.end, profile.BLOCK):
-        raw = source.read(begin, min(profile.BLOCK, entry.end - begin))
-        yield (begin - entry.begin) // size, np.frombuffer(raw, dtype=kind)
+def _blocks(source: Source, run: list[TensorEntry], kind: str) -> Iterator[tuple[int, NDArray[Any]]]:
+    """(position of the first byte, elements) in turn."""
+    end = run[-1].end
+    for begin in range(run[0].begin, end, profile.BLOCK):
+        yield begin, np.frombuffer(source.read(begin, min(profile.BLOCK, end - begin)), dtype=kind)
 
 
-def _check_bools(source: Source, entry: TensorEntry) -> None:
-    for at, block in _blocks(source, entry, "u1"):
+def _place(run: list[TensorEntry], at: int) -> str:
+    """Which element of which tensor the byte at a position belongs to."""
+    entry = next(e for e in run if at < e.end)
+    return f"{shown(entry.name)}, element {(at - entry.begin) // profile.ITEM_SIZE[entry.dtype]:,}"
+
+
+def _check_bools(source: Source, run: list[TensorEntry]) -> None:
+    for at, block in _blocks(source, run, "u1"):
         if int(block.max()) > 1:
-            raise refused("bool-value", source.path, f"{shown(entry.name)}, element {at + int((block > 1).argmax()):,}")
+            raise refused("bool-value", source.path, _place(run, at + int((block > 1).argmax())))
