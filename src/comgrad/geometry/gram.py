@@ -20,6 +20,7 @@ from comgrad.vectors.delta import LowRank
 from comgrad.vectors.task_vector import Deferred, TaskVector
 
 Progress = Callable[[int, int], None]
+_STEPS = 8  # blocks at least in which a bundle meets itself: below the diagonal nothing is computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,13 +158,15 @@ def _products(left: Stacked, right: Stacked, K: int, L: int, name: str) -> Tenso
 
 
 def _low_low(p: Factors, q: Factors) -> Tensor:
-    """(c_p, c_q) inner products: block sums of (B₁ᵀB₂) ∘ (A₁A₂ᵀ)."""
+    """(c_p, c_q) inner products: block sums of (B₁ᵀB₂) ∘ (A₁A₂ᵀ). Of a bundle with itself the lower part stays zero."""
     c, d = p.index.numel(), q.index.numel()
-    out = torch.empty(c, d, dtype=torch.float64)
-    for block in plan_blocks(c, 16 * p.width * q.width * d, CACHE_BUDGET):
-        rows = slice(block.start * p.width, block.stop * p.width)
-        P = (p.Bt[rows] @ q.Bt.T).mul_(p.At[rows] @ q.At.T)
-        out[block.slice] = P.view(len(block), p.width, d, q.width).sum((1, 3))
+    out = torch.zeros(c, d, dtype=torch.float64)
+    budget = min(CACHE_BUDGET, -(-16 * p.width * q.width * d * c // _STEPS)) if p is q else CACHE_BUDGET
+    for block in plan_blocks(c, 16 * p.width * q.width * d, budget):
+        rows, first = slice(block.start * p.width, block.stop * p.width), block.start if p is q else 0
+        others = slice(first * q.width, None)
+        P = (p.Bt[rows] @ q.Bt[others].T).mul_(p.At[rows] @ q.At[others].T)
+        out[block.slice, first:] = P.view(len(block), p.width, d - first, q.width).sum((1, 3))
     return out
 
 

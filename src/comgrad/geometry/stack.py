@@ -126,8 +126,8 @@ def stack_factors(part: Slice) -> tuple[list[Factors], dict[int, Tensor]]:
     bundles = []
     for width, places in sorted(groups.items()):
         lows = [d for d in (part.deltas[i] for i in places) if isinstance(d, LowRank)]
-        B = torch.stack([_widen(d.B.T, width) for d in lows]).double()
-        A = torch.stack([_widen(d.A, width) for d in lows]).double()
+        B = _stacked([d.B for d in lows], width, rows=False)
+        A = _stacked([d.A for d in lows], width, rows=True)
         _require_finite(part.name, places, B, A)
         B *= torch.tensor([d.scale for d in lows], dtype=torch.float64)[:, None, None]
         bundles.append(Factors(torch.tensor(places), B.flatten(0, 1), A.flatten(0, 1), width))
@@ -194,6 +194,19 @@ def _bundle(width: int, found: list[tuple[list[int], Canonical]]) -> Frames:
         energy=torch.cat([f.energy for _, f in found])[rows],
         exact=not any(bool((f.cut & (f.energy > 0)).any()) for _, f in found),
     )
+
+
+def _stacked(parts: list[Tensor], width: int, *, rows: bool) -> Tensor:
+    """(k, width, n) fp64 of k matrices of at most `width` rows (r, n), or columns (n, r), with zeros below."""
+    along = 0 if rows else 1
+    ranks = {x.shape[along] for x in parts}
+    if len(ranks) > 1:
+        wide = torch.stack([_widen(x, width, dim=along) for x in parts]).double()
+        return wide if rows else wide.mT.contiguous()
+    out = torch.zeros(len(parts), width, parts[0].shape[1 - along], dtype=torch.float64)
+    found = torch.stack(parts)
+    out[:, : ranks.pop()] = found if rows else found.mT
+    return out
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -12,8 +12,8 @@ def compress(d: Delta, rank: int) -> tuple[Delta, float, float]:
     """Best rank-`rank` approximation in the Frobenius norm, balanced factors B = U√Σ, A = √ΣVᵀ.
 
     Low-rank input: QR of B and of Aᵀ, SVD of the r×r core, exact; dense input, and a sum of so many low-rank deltas that
-    it has as many columns as a dense one: SVD, of the few leading directions only where few are asked for. Tensors that
-    are no matrix stay.
+    it has as many columns as a dense one: SVD. Where few directions of many are asked for, those alone are computed.
+    Tensors that are no matrix stay.
 
     Returns:
         the delta, its energy Σσ² kept, and the whole energy.
@@ -42,20 +42,40 @@ def compress(d: Delta, rank: int) -> tuple[Delta, float, float]:
 def _leading(d: Delta, rank: int) -> tuple[Tensor, Tensor, Tensor, float]:
     """The first `rank` singular triplets, as `factored_svd` gives them, and ‖ΔW‖²."""
     low = min(matrix_shape(d))
-    if 8 * rank <= low and (isinstance(d, Dense) or d.rank >= low):
-        W = _dense64(d)
-        found = _leading_of(W, rank)
-        if found is not None:
-            return *found, float(W.square().sum())
+    if isinstance(d, LowRank) and d.rank < low:
+        found = _leading_of_factors(d, rank) if 8 * rank <= d.rank else None
+    else:
+        found = _leading_of_dense(d, rank) if 8 * rank <= low else None
+    if found is not None:
+        return found
     U, S, Vh = factored_svd(d)
     k = min(rank, S.numel())
     return U[:, :k], S[:k], Vh[:k], float(S.square().sum())
 
 
-def _dense64(d: Delta) -> Tensor:
-    if isinstance(d, LowRank):
-        return d.scale * (d.B.double() @ d.A.double())
-    return d.dense().reshape(matrix_shape(d)).double()
+def _leading_of_dense(d: Delta, rank: int) -> tuple[Tensor, Tensor, Tensor, float] | None:
+    W = d.scale * (d.B.double() @ d.A.double()) if isinstance(d, LowRank) else d.W.reshape(matrix_shape(d)).double()
+    found = _leading_of(W, rank)
+    return None if found is None else (*found, float(W.square().sum()))
+
+
+def _leading_of_factors(d: LowRank, rank: int) -> tuple[Tensor, Tensor, Tensor, float] | None:
+    """As `factored_svd`, with the orthonormal factors left as reflectors and turned for the leading directions alone."""
+    (hb, tb), (ha, ta) = torch.geqrf(d.B.double()), torch.geqrf(d.A.double().T)
+    r = d.rank
+    core = d.scale * (hb[:r].triu() @ ha[:r].triu().T)
+    found = _leading_of(core, rank)
+    if found is None:
+        return None
+    u, S, vh = found
+    U, V = (torch.ormqr(h, t, _tall(x, h.shape[0])) for h, t, x in ((hb, tb, u), (ha, ta, vh.T)))
+    sign = _signs(U)
+    return U * sign, S, (V * sign).T, float(core.square().sum())
+
+
+def _tall(x: Tensor, rows: int) -> Tensor:
+    """x with zeros below."""
+    return torch.cat([x, x.new_zeros(rows - x.shape[0], x.shape[1])])
 
 
 def _leading_of(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:

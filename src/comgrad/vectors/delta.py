@@ -212,9 +212,17 @@ def concatenate(deltas: Sequence[LowRank]) -> LowRank:
         stored = coarser(stored, d.stored)
     if len(deltas) == 1:
         return first
-    B = torch.cat([d.folded()[0] for d in deltas], dim=1)
-    A = torch.cat([d.folded()[1] for d in deltas], dim=0)
-    return replace(first, B=B, A=A, scale=1.0, stored=stored)
+    B = working(_joined([d.B for d in deltas], dim=1))
+    A = working(_joined([d.A for d in deltas], dim=0))
+    scales = torch.tensor([d.scale for d in deltas], dtype=torch.float64).to(B.dtype)
+    each = torch.repeat_interleave(scales, torch.tensor([d.rank for d in deltas]))
+    return replace(first, B=B * each.to(B.device), A=A, scale=1.0, stored=stored)
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """One tensor, in the stored dtype where all have one: it is widened once, not part by part."""
+    alike = all(x.dtype == parts[0].dtype for x in parts)
+    return torch.cat([*parts] if alike else [working(x) for x in parts], dim=dim)
 
 
 def inner(a: Delta, b: Delta) -> float:
