@@ -37,14 +37,14 @@ def main() -> None:
         registry = Registry(folder)
         add_paths([starter("zoo")], AddRequest(), registry=registry)
         known = Known.of(collection(registry))
-        bench = Bench.open(resolve_base(known.base.name))
+        bench = Bench.open(resolve_base(known.traits.base.name))
         print(
             f"{'task':32} {'start':36} seed "
             + " ".join(f"{f'loss@{s}':>9} {f'acc@{s}':>7}" for s in (0, 10, options.steps))
         )
         for task_id in held_out_tasks():
             task = load_task(starter("tasks", task_id))
-            starts = {"zero": known.zero_start(known.usual_rank()).vector}
+            starts = {"zero": known.zero_start(known.traits.rank).vector}
             starts["description"] = predict(known, task.description).vector
             starts["description + 160 examples"] = predict(
                 known, task.description, task_dir=starter("tasks", task_id)

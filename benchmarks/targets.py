@@ -55,7 +55,7 @@ def show(known: Known) -> None:
         raise SystemExit(f"error: {len(evidence)} tasks with gradients; at least 10 are needed")
     vectors = [v for v, has in zip(known.vectors, at, strict=True) if has]
     names = [n for n in vectors[0].tensors if n.endswith(".weight")]
-    roots = input_roots(Bench.open(resolve_base(known.base.name)), list(evidence.texts), names)
+    roots = input_roots(Bench.open(resolve_base(known.traits.base.name)), list(evidence.texts), names)
     inputs = np.asarray(gram([weighted(v, roots) for v in vectors]))
     squares = {
         "none": None,

@@ -114,7 +114,7 @@ def test_coefficients_without_attackers_are_those_of_all_vectors(
     assert everyone.kept == list(range(12)) and everyone.notes == ()
     monkeypatch.setattr("comgrad.workflows.known.standing", lambda chosen: everyone)
     plain = Known.of(atlas)
-    one, other = (from_words(k, "Is this sentence well formed?").coefficients for k in (known, plain))
+    one, other = (from_words(k, k.query("Is this sentence well formed?")).coefficients for k in (known, plain))
     np.testing.assert_array_equal(one, other)
 
 

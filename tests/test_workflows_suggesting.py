@@ -153,7 +153,7 @@ def test_examples_lower_the_loss_and_on_texts_that_were_not_used_too(
     assert made.examples == 48
     assert made.rule == "functional + 48 examples"
     assert not made.abstained
-    bench = Bench.open(resolve_base(known.base.name))
+    bench = Bench.open(resolve_base(known.traits.base.name))
     encoder = bench.encoder()
     model = bench.classifier(task, encoder)
     for examples in (chosen_examples(load_task(folder)), task.split("test")[:150]):
@@ -167,7 +167,7 @@ def test_where_nothing_beats_the_base_the_coefficients_are_zero(known: Known, ta
     task = load_task(tasks[2])
     few = replace(known, atlas=known.atlas.subset([0]), evidence=known.evidence.subset([0]), footing=np.ones(1))
     c = coefficients(few, np.zeros(1), task, task.split("train")[:8])
-    bench = Bench.open(resolve_base(known.base.name))
+    bench = Bench.open(resolve_base(known.traits.base.name))
     encoder = bench.encoder()
     model = bench.classifier(task, encoder)
     base = evaluate(bench, model, task.split("train")[:8]).loss
@@ -180,7 +180,7 @@ def test_where_nothing_beats_the_base_the_coefficients_are_zero(known: Known, ta
 
 def test_a_checkpoint_among_the_sources_does_not_widen_the_adapter(known: Known) -> None:
     wide = TaskVector(
-        known.base, {**known.vectors[0].tensors, "embeddings.word_embeddings.weight": Dense(torch.ones(7, 5))}
+        known.traits.base, {**known.vectors[0].tensors, "embeddings.word_embeddings.weight": Dense(torch.ones(7, 5))}
     )
     assert set(known.trainable_part(wide).tensors) == set(known.vectors[0].tensors)
 

@@ -87,6 +87,8 @@ class Collection:
     def subset(self, indices: Sequence[int]) -> Collection:
         """The collection of some of its members, in the order given."""
         at = list(indices)
+        if at == list(range(len(self.members))):
+            return self
         return Collection(
             tuple(self.members[i] for i in at), self.tensor_names, self.per_tensor[:, at][:, :, at], self.cache
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from functools import lru_cache
@@ -26,6 +27,11 @@ class TextEncoder(Protocol):
     def encode(self, texts: list[str]) -> Float[np.ndarray, "n d"]:
         """(n, d) fp32 rows of norm 1."""
         ...
+
+
+def key_of(encoder: TextEncoder) -> str:
+    """64 hex digits that differ wherever embeddings may."""
+    return hashlib.sha256(f"{encoder.name} {encoder.digest}".encode()).hexdigest()
 
 
 class SentenceEncoder:

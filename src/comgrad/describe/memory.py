@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from comgrad.describe.encoder import TextEncoder
+from comgrad.describe.encoder import TextEncoder, key_of
 from comgrad.weights.derived import read_arrays, write_arrays
 
 MOST_REMEMBERED = 200_000
@@ -18,7 +18,7 @@ def encode_cached(encoder: TextEncoder, texts: list[str], cache: Path | None) ->
     """(n, d) embeddings of the texts; only texts not seen before are encoded."""
     if cache is None:
         return encoder.encode(texts)
-    file = cache / f"embeddings-{hashlib.sha256(f'{encoder.name} {encoder.digest}'.encode()).hexdigest()[:16]}.npz"
+    file = cache / f"embeddings-{key_of(encoder)[:16]}.npz"
     keys = [hashlib.sha256(t.encode()).hexdigest() for t in texts]
     known = _read(file)
     missing = {k: t for k, t in zip(keys, texts, strict=True) if k not in known}

@@ -135,9 +135,9 @@ def _suggest(known: Known, task_id: str, task: Task, out: Path, say: Say) -> dic
 def _train(
     known: Known, task: Task, suggestions: dict[str, Suggestion], steps: int, say: Say
 ) -> dict[str, list[Reading]]:
-    zero = known.zero_start(known.usual_rank()).vector
+    zero = known.zero_start(known.traits.rank).vector
     starts: dict[str, TaskVector] = {"from zero": zero, **{n: s.vector for n, s in suggestions.items()}}
-    bench = Bench.open(resolve_base(known.base.name))
+    bench = Bench.open(resolve_base(known.traits.base.name))
     say(f"\n5. fine-tune with {steps} steps from each start (test loss in nats, accuracy)")
 
     def watch(name: str, r: Reading) -> None:

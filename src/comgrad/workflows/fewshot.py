@@ -59,23 +59,24 @@ def coefficients(
         base: the base's folder, where it is not found by its name.
         progress: called with (examples done, all) while the first linearisation is made.
     """
-    bench, encoder = GradientMaker().bench(known.vectors[0], None if base is None else resolve_base(base))
+    vectors = known.vectors
+    bench, encoder = GradientMaker().bench(vectors[0], None if base is None else resolve_base(base))
     model = PromptClassifier(encoder, bench.prompts(task)).to(bench.device)
 
     opened: dict[str, Any] = {"leading": LEADING, "fast": True, "encoder": encoder, "prompts": model.prompts}
 
     def linearise(c: Float[np.ndarray, "k"]) -> fewshot.Linearised:
         if not c.any():
-            found = tangent(bench, task, examples, known.vectors, progress=progress, **opened)
+            found = tangent(bench, task, examples, vectors, progress=progress, **opened)
         else:
-            with shifted(encoder, combination(known.vectors, c.tolist())):
-                found = tangent(bench, task, examples, known.vectors, **opened)
+            with shifted(encoder, combination(vectors, c.tolist())):
+                found = tangent(bench, task, examples, vectors, **opened)
         return fewshot.Linearised(found.z0.astype(np.float64), found.phi.astype(np.float64), found.labels)
 
     def loss(c: Float[np.ndarray, "k"]) -> float:
         if not c.any():
             return evaluate(bench, model, examples).loss
-        with shifted(encoder, combination(known.vectors, c.tolist())):
+        with shifted(encoder, combination(vectors, c.tolist())):
             return evaluate(bench, model, examples).loss
 
     uncertainty = known.functional.uncertainty if known.functional else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from comgrad.errors import ComgradError
 from comgrad.predict.evidence import Evidence, Query
 from comgrad.predict.functional import FEWEST, Functional
 from comgrad.predict.ridge import RidgePredictor, fit
-from comgrad.predict.start import Start, zero_start
+from comgrad.predict.start import Start, combination, zero_start
 from comgrad.types import BaseRef
 from comgrad.vectors.delta import LowRank
 from comgrad.vectors.task_vector import TaskVector
@@ -32,8 +33,47 @@ ODD = 30.0  # times the median that no real gradient comes near; the largest of 
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What the vectors have in common.
+
+    Args:
+        base: the base they all stand on.
+        rank: the one most of them have. scale: the α/r most of them were trained with; it sets how far one training step
+            moves ΔW.
+        trained: names of the tensors that adapters among them train.
+        like: place of the first adapter, or of the first vector.
+    """
+
+    base: BaseRef
+    rank: int
+    scale: float
+    trained: frozenset[str]
+    like: int
+
+    @classmethod
+    def of(cls, vectors: Iterable[TaskVector]) -> Traits:
+        """Of vectors that are looked at one after another."""
+        base: BaseRef | None = None
+        ranks: Counter[int] = Counter()
+        scales: Counter[float] = Counter()
+        trained: set[str] = set()
+        like = None
+        for k, v in enumerate(vectors):
+            base = base or v.base
+            ranks.update([v.rank] if v.rank else [])
+            scales.update(d.scale for d in v.tensors.values() if isinstance(d, LowRank) and d.scale > 0)
+            if v.kind == "lowrank":
+                trained.update(v.tensors)
+                like = k if like is None else like
+        assert base is not None
+        rank = ranks.most_common(1)[0][0] if ranks else DEFAULT_RANK
+        scale = max((n, s) for s, n in scales.items())[1] if scales else 1.0
+        return cls(base, int(rank), float(scale), frozenset(trained), like or 0)
+
+
+@dataclass(frozen=True)
 class Known:
-    """The described vectors of a collection: their evidence, and the weights when they are asked for.
+    """The described vectors of a collection: their evidence, and the weights when they are asked for. None is held here.
 
     Vectors and gradients come from anybody, so near-duplicates count as one and claims that the weights contradict not at
     all (`workflows.standing`), and everything here is on one footing: vector k counts as s_k τ_k,
@@ -51,8 +91,13 @@ class Known:
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, atlas: Collection, *, cache: Path | None = None) -> Known:
+    def of(
+        cls, atlas: Collection, *, cache: Path | None = None, rows: Mapping[str, Float[np.ndarray, "d"]] | None = None
+    ) -> Known:
         """The described members of a collection.
+
+        Args:
+            cache: a folder that remembers embeddings. rows: text → embedding of every description, where they are known.
 
         Raises:
             ComgradError: no vector has a description.
@@ -69,7 +114,7 @@ class Known:
         counted = standing(chosen)
         chosen = chosen.subset(counted.kept)
         texts = [m.description for m in chosen.members]
-        rows = encode_cached(load_encoder(), texts, cache).astype(np.float64)
+        embedded = encode_cached(load_encoder(), texts, cache) if rows is None else np.stack([rows[t] for t in texts])
         s = footing(chosen.gram)
         found = chosen.gains()
         gains, odd = bounded(found.total * s)
@@ -90,7 +135,7 @@ class Known:
             f"'{names[i]}' is {LONGEST / s[i]:.0f} times as long as the usual vector; it counts with {LONGEST:.0f} times"
             for i in np.flatnonzero(s < LONGEST / ODD)
         ]
-        return cls(chosen, Evidence(gram, gains, rows, tuple(texts)), s, tuple(warnings))
+        return cls(chosen, Evidence(gram, gains, embedded.astype(np.float64), tuple(texts)), s, tuple(warnings))
 
     @staticmethod
     def query(text: str) -> Query:
@@ -108,32 +153,30 @@ class Known:
         enough = int(self.evidence.with_gradient.sum()) >= FEWEST
         return Functional.of(self.evidence) if enough else None
 
-    @cached_property
+    def vector(self, k: int) -> TaskVector:
+        """s_k τ_k."""
+        v, s = self.atlas.members[k].load(), float(self.footing[k])
+        return v if s == 1.0 else v * s
+
+    @property
     def vectors(self) -> list[TaskVector]:
-        """s_k τ_k, read once."""
-        found = zip(self.atlas.vectors(), self.footing.tolist(), strict=True)
-        return [v if s == 1.0 else v * s for v, s in found]
+        """s_k τ_k of all."""
+        return [self.vector(k) for k in range(len(self.footing))]
+
+    def sum(self, coefficients: Float[np.ndarray, "k"]) -> TaskVector:
+        """Σ c_k s_k τ_k; only what counts is read. Raises as `predict.start.combination`."""
+        used = np.flatnonzero(coefficients).tolist()
+        return combination([self.vector(k) for k in used], coefficients[used].tolist())
 
     def of_originals(self, coefficients: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
         """Coefficients of the vectors as they are in the registry."""
         out: Float[np.ndarray, "k"] = coefficients * self.footing
         return out
 
-    @property
-    def base(self) -> BaseRef:
-        """The base they all stand on."""
-        return self.vectors[0].base
-
-    def usual_rank(self) -> int:
-        """The rank most of the vectors have."""
-        ranks = Counter(v.rank for v in self.vectors if v.rank)
-        return int(ranks.most_common(1)[0][0]) if ranks else DEFAULT_RANK
-
-    def usual_scale(self) -> float:
-        """The α/r most of the vectors were trained with; it sets how far one training step moves ΔW."""
-        scales = Counter(d.scale for v in self.vectors for d in v.tensors.values() if isinstance(d, LowRank))
-        positive = [(n, s) for s, n in scales.items() if s > 0]
-        return float(max(positive)[1]) if positive else 1.0
+    @cached_property
+    def traits(self) -> Traits:
+        """What the vectors have in common."""
+        return Traits.of(m.load() for m in self.atlas.members)
 
     def usual_norm(self) -> float:
         """The median of the vectors' norms."""
@@ -146,15 +189,14 @@ class Known:
 
     def zero_start(self, rank: int) -> Start:
         """A plain zero start of the shape and scale the known vectors have."""
-        shapes = next((v.tensors for v in self.vectors if v.kind == "lowrank"), self.vectors[0].tensors)
-        kept = {n: d for n, d in shapes.items() if not is_input_embedding(n)}
-        return zero_start(self.base, kept, rank, scale=self.usual_scale())
+        like = self.vector(self.traits.like).tensors
+        kept = {n: d for n, d in like.items() if not is_input_embedding(n)}
+        return zero_start(self.traits.base, kept, rank, scale=self.traits.scale)
 
     def trainable_part(self, vector: TaskVector) -> TaskVector:
         """The tensors that known adapters train, when adapters are known: a full checkpoint among the sources does
         not make the next adapter train everything."""
-        names = {n for v in self.vectors if v.kind == "lowrank" for n in v.tensors}
-        kept = {n: d for n, d in vector.tensors.items() if n in names}
+        kept = {n: d for n, d in vector.tensors.items() if n in self.traits.trained}
         return TaskVector(vector.base, kept) if kept else vector
 
 

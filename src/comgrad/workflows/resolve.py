@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from comgrad.atlas.collection import Collection, Member
@@ -104,8 +105,8 @@ def collection(registry: Registry, *, base: str | None = None) -> Collection:
 
 
 def member(entry: Entry, gradient: GradientRecord | None = None) -> Member:
-    """The entry as a member of a collection, with its task's gradient unless that is damaged."""
-    plain = Member(entry.id, entry.name, entry.description, entry.card.family, entry.vector)
+    """The entry as a member of a collection, with its task's gradient unless that is damaged. The vector is read once."""
+    plain = Member(entry.id, entry.name, entry.description, entry.card.family, cache(entry.vector))
     if gradient is None or gradient.damage is not None:
         return plain
     path = entry.store.blobs.path

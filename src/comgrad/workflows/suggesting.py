@@ -12,10 +12,10 @@ import numpy as np
 
 from comgrad.describe.task import load_task
 from comgrad.errors import ComgradError
-from comgrad.predict.evidence import Prediction
+from comgrad.predict.evidence import Prediction, Query
 from comgrad.predict.ridge import left_out_confidence
 from comgrad.predict.rules import RULES
-from comgrad.predict.start import combination, predicted_start, trainable_ranks
+from comgrad.predict.start import predicted_start, trainable_ranks
 from comgrad.predict.trainable import trainable_set
 from comgrad.vectors.peft_write import write_peft
 from comgrad.vectors.task_vector import TaskVector
@@ -149,14 +149,20 @@ def predict(
     rule: str | None = None,
     dare: bool = False,
     base: Path | None = None,
+    query: Query | None = None,
 ) -> Suggestion:
-    """The suggestion, not yet written; `base` is the base's folder where it is not found by its name."""
+    """The suggestion, not yet written.
+
+    Args:
+        base: the base's folder, where it is not found by its name.
+        query: the description as rules take it, where it is embedded already.
+    """
     description = checked_description(text)
     if rule is not None and rule not in RULES:
         raise ComgradError(f"the rule '{rule}'", "there is no such rule", f"choose one of: {', '.join(RULES)}")
-    rank = known.usual_rank() if rank is None else rank
+    rank = known.traits.rank if rank is None else rank
     task = load_task(task_dir) if task_dir is not None else None
-    found = from_words(known, description, rule)
+    found = from_words(known, query or known.query(description), rule)
     if dare:
         found = replace(found, reason="")
     if not found.coefficients.any() and not found.abstained:
@@ -174,9 +180,8 @@ def predict(
     return replace(made(known, description, found, rank, used), warnings=known.warnings)
 
 
-def from_words(known: Known, description: str, rule: str | None = None) -> Prediction:
+def from_words(known: Known, query: Query, rule: str | None = None) -> Prediction:
     """The rule's answer from words alone, with the reason to abstain where there is one."""
-    query = known.query(description)
     if rule is None and known.functional is not None:
         found = known.functional.predict(query)
     else:
@@ -204,8 +209,8 @@ def _why_not(known: Known, found: Prediction, likeness: float) -> str:
 
 
 def _made(known: Known, description: str, found: Prediction, rank: int, used: int) -> Suggestion:
-    whole = known.trainable_part(combination(known.vectors, found.coefficients.tolist()))
-    start = predicted_start(whole, rank, scale=known.usual_scale())
+    whole = known.trainable_part(known.sum(found.coefficients))
+    start = predicted_start(whole, rank, scale=known.traits.scale)
     c = known.of_originals(found.coefficients)
     sources = [
         Source(known.atlas.members[i].id, known.atlas.members[i].name, float(c[i]))
@@ -223,7 +228,7 @@ def _made(known: Known, description: str, found: Prediction, rank: int, used: in
         sources,
         start.vector,
         start.energy_kept,
-        known.base.name,
+        known.traits.base.name,
         used,
     )
 
@@ -249,7 +254,7 @@ def _abstention(known: Known, description: str, found: Prediction, rank: int, us
         [],
         start.vector,
         start.energy_kept,
-        known.base.name,
+        known.traits.base.name,
         used,
     )
 
