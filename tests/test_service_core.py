@@ -215,8 +215,7 @@ def test_few_wait_for_a_turn_and_one_question_is_computed_once(site: Site) -> No
 
     def ask() -> None:
         try:
-            with turns.computing():
-                over.wait(10)
+            turns.compute(lambda: over.wait(10))
         except Busy:
             refused.append(1)
 

@@ -26,7 +26,7 @@ from comgrad.service.auth.http import Who, principal
 from comgrad.service.core import Service, service_of
 from comgrad.service.errors import Forbidden, TooMany, outward, status_of
 from comgrad.service.settings import Settings
-from comgrad.service.web.answers import Json
+from comgrad.service.web.answers import Json, JsonRoute
 from comgrad.service.web.guard import Guard
 from comgrad.service.web.metrics import Metrics
 from comgrad.workflows.registry import Registry
@@ -90,7 +90,7 @@ def _version() -> str:
 
 def _site() -> APIRouter:
     """What an operator's programs ask."""
-    router = APIRouter(tags=["site"], default_response_class=Json)
+    router = APIRouter(tags=["site"], default_response_class=Json, route_class=JsonRoute)
 
     @router.get("/healthz", **sends(r.Health))
     async def health() -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _site() -> APIRouter:
 
 
 def _about() -> APIRouter:
-    router = APIRouter(tags=["site"], default_response_class=Json)
+    router = APIRouter(tags=["site"], default_response_class=Json, route_class=JsonRoute)
 
     @router.get("/service", **sends(r.About))
     def about(request: Request, who: Who) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class Service:
             self._warming.join(timeout=30)
         self.jobs.stop()
         self.jobs.close()
+        self.insight.close()
         self.scopes.close()
         self.database.close()
         if self._own:

@@ -43,6 +43,10 @@ class Insight:
         self._coming: set[tuple[object, ...]] = set()
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Begin nothing more."""
+        self.turns.close()
+
     def prepare(self) -> None:
         """Do before the first question what questions need. Raises ComgradError."""
         self.finding.meaning("a first text")
@@ -50,7 +54,7 @@ class Insight:
         _ = scope.described
         group = scope.group(None)
         if len(group) <= self._settings.whole_scope:
-            _ = self._scopes.geometry.warm(group).known().vectors
+            self._scopes.geometry.warm(group).known()
         else:
             self._nearness.prepare(group)
             self.planes.prepare(group)
@@ -96,7 +100,7 @@ class Insight:
         else:
 
             def made() -> list[dict[str, Any]]:
-                with self.turns.computing():
+                with self.turns.brief():
                     near: list[dict[str, Any]] = self._nearness.surroundings(seen, group)["neighbours"]
                     return near
 
@@ -118,7 +122,7 @@ class Insight:
         def made() -> list[dict[str, Any]]:
             from comgrad.workflows.profile import layer_profile
 
-            with self.turns.computing():
+            with self.turns.brief():
                 return [row.as_dict() for row in layer_profile(self._scopes.geometry.vector(x.entry))]
 
         return self.turns.remembered(("profile", x.id), made)
@@ -131,7 +135,7 @@ class Insight:
         def made() -> Answer:
             from comgrad.workflows.comparing import compare_vectors
 
-            with self.turns.computing():
+            with self.turns.brief():
                 return compare_vectors(vector(one.entry), vector(two.entry))
 
         found = self.turns.remembered(("compare", one.id, two.id), made)
@@ -163,8 +167,9 @@ class Insight:
         def made() -> Answer:
             from comgrad.workflows.mapping import placed
 
-            with self.turns.computing():
-                return placed(self._scopes.geometry.warm(group).atlas) | {"version": group.digest[:16]}
+            return self.turns.compute(
+                lambda: placed(self._scopes.geometry.warm(group).atlas) | {"version": group.digest[:16]}
+            )
 
         if len(group) > self._settings.whole_scope:
             found = self.planes.map(group) | {"base": group[0].base}
@@ -183,8 +188,8 @@ class Insight:
         day = parsed_day(since) if since is not None else None
 
         def made() -> Answer:
-            with self.turns.computing():
-                return study(self._scopes.geometry.warm(group).atlas, [x.entry for x in group], [], day).as_dict()
+            warm = self._scopes.geometry.warm
+            return self.turns.compute(lambda: study(warm(group).atlas, [x.entry for x in group], [], day).as_dict())
 
         found = self._lately(("trends", since), group, whole, made)
         told = found | {"weighed": {"vectors": len(group), "since": found["since"]}}
@@ -196,8 +201,8 @@ class Insight:
 
         def made() -> Answer:
             counted = [x for x in whole if not is_copy(x, whole)] or list(whole)
-            with self.turns.computing():
-                time = OverTime.of([x.row.created_at for x in counted], [x.family for x in counted], day)
+            dates, families = [x.row.created_at for x in counted], [x.family for x in counted]
+            time = self.turns.compute(lambda: OverTime.of(dates, families, day))
             return {"vectors": len(whole), "counted": len(counted)} | time.as_dict()
 
         return self.turns.remembered(("growth", since, whole.digest), made)

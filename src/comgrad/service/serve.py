@@ -13,8 +13,8 @@ import uvicorn
 from comgrad.errors import ComgradError
 from comgrad.service.app import create_app
 from comgrad.service.ending import end_within
+from comgrad.service.process import settle
 from comgrad.service.settings import Settings
-from comgrad.service.threads import one_thread_each
 from comgrad.service.web.connections import bounded
 from comgrad.service.web.logs import set_up
 
@@ -37,7 +37,7 @@ def serve(
     Raises:
         ComgradError: (`port-taken`) the port cannot be opened. StorageError: nor can the registry.
     """
-    one_thread_each()
+    settle()
     sys.setswitchinterval(SWITCH)
     sock = _bound(host, port)
     set_up()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from comgrad.errors import ComgradError, NotFound
 from comgrad.registry import disk
 from comgrad.service.auth.identity import Principal
@@ -90,17 +92,22 @@ class Suggestions:
             group = self._neighbourhood(description, group, scope)
             with contextlib.suppress(NotFound):
                 return self.get(who, named(group))
-        with self._turns.computing():
+
+        def made() -> str:
             warm = self._warm(group)
             identity = named(Group(warm.listings))  # an older geometry's answer is not kept as that of the newer one
             with contextlib.suppress(NotFound):
-                return self.get(who, identity)
+                return self.get(who, identity).id
             self._check_room()
+            from comgrad.predict.evidence import Query
             from comgrad.workflows.suggesting import predict
 
-            made = predict(warm.known(), description, rank=rank, rule=rule, dare=dare)
-        self._write(identity, reader, made, scope)
-        return self.get(who, identity)
+            query = Query(description, self._finding.meaning(description).astype(np.float64))
+            found = predict(warm.known(), description, rank=rank, rule=rule, dare=dare, query=query)
+            self._write(identity, reader, found, scope)
+            return identity
+
+        return self.get(who, self._turns.compute(made))
 
     def _neighbourhood(self, description: str, group: Group, scope: Scope) -> Group:
         """The neighbourhood of the described vector nearest in words: questions alike share one."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooLong
 from typing import Any, TypeVar
 
 from comgrad.service.errors import Busy
+from comgrad.service.process import give_way
 
 Answer = TypeVar("Answer")
 PATIENCE = 20.0  # seconds that a question waits for its turn
@@ -25,26 +28,50 @@ class Turns:
     """
 
     def __init__(self, computing: int) -> None:
-        self._turn = threading.Semaphore(computing)
+        self._long = ThreadPoolExecutor(computing, "computing", give_way)
+        self._brief = threading.Semaphore(computing)
         self._waiting = threading.Semaphore(WAITING + computing)
         self._answers: OrderedDict[tuple[object, ...], Any] = OrderedDict()
         self._making: dict[tuple[object, ...], Future[Any]] = {}
         self._lock = threading.Lock()
 
+    def compute(self, question: Callable[[], Answer]) -> Answer:
+        """The answer to a question about many vectors, computed when its turn comes, by a thread that gives way to those of
+        short questions. Raises Busy: too many wait, or the turn does not come."""
+        with self._waits():
+            try:
+                asked = self._long.submit(contextvars.copy_context().run, question)
+            except RuntimeError as error:  # closed
+                raise Busy("the question", "the service is stopping", "ask again in a moment") from error
+            with contextlib.suppress(TooLong):
+                return asked.result(timeout=PATIENCE)
+            if asked.cancel():
+                raise _busy()
+            return asked.result()
+
     @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
-        """A turn. Raises Busy: too many wait, or it does not come."""
-        if not self._waiting.acquire(blocking=False):
-            raise _busy()
-        try:
-            if not self._turn.acquire(timeout=PATIENCE):
+    def brief(self) -> Iterator[None]:
+        """A turn for a question about one or two vectors, which waits for no long one. Raises Busy."""
+        with self._waits():
+            if not self._brief.acquire(timeout=PATIENCE):
                 raise _busy()
             try:
                 yield
             finally:
-                self._turn.release()
+                self._brief.release()
+
+    @contextlib.contextmanager
+    def _waits(self) -> Iterator[None]:
+        if not self._waiting.acquire(blocking=False):
+            raise _busy()
+        try:
+            yield
         finally:
             self._waiting.release()
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._long.shutdown(wait=False, cancel_futures=True)
 
     def known(self, key: tuple[object, ...]) -> Any | None:
         """The answer, where it is remembered."""
@@ -89,14 +116,11 @@ class Turns:
                 self._making.pop(key, None)
 
     def _shared(self, found: Future[Answer]) -> Answer:
-        if not self._waiting.acquire(blocking=False):
-            raise _busy()
-        try:
-            return found.result(timeout=PATIENCE)
-        except TimeoutError as error:
-            raise _busy() from error
-        finally:
-            self._waiting.release()
+        with self._waits():
+            try:
+                return found.result(timeout=PATIENCE)
+            except TooLong as error:
+                raise _busy() from error
 
 
 def _busy() -> Busy:

@@ -18,8 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from comgrad.errors import ComgradError
 from comgrad.service.errors import Busy
+from comgrad.service.process import give_way
 from comgrad.service.settings import Settings
 from comgrad.service.vectors import Listing
 from comgrad.workflows.registry import Entry, Registry
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("comgrad.service")
 
 PATIENCE = 20.0  # seconds that a question waits for geometry that another one makes
-NEIGHBOURHOODS = 32  # kept beside the whole scopes: each is small
+NEIGHBOURHOODS = 128  # kept beside the whole scopes: each is small, for the vectors are not in it
+HELD_BESIDE = 32 * 2**10  # bytes that a vector takes in memory beside its numbers
 
 
 @dataclass
@@ -53,9 +57,19 @@ class Warm:
 
         with self._lock:
             if self._known is None:
-                self._known = Known.of(self.atlas, cache=self.cache)
-                _ = self._known.ridge, self._known.functional
+                self._known = Known.of(self.atlas, cache=self.cache, rows=self._embedded())
+                _ = self._known.ridge, self._known.functional, self._known.traits
             return self._known
+
+    def _embedded(self) -> dict[str, Any] | None:
+        """Description → its row, where every listing has one by the encoder that questions are put to."""
+        from comgrad.describe.encoder import key_of, load_encoder
+
+        key = key_of(load_encoder())
+        told = [x for x in self.listings if x.description.strip()]
+        if any(x.row.embedding is None or x.row.encoder != key for x in told):
+            return None
+        return {x.description: np.frombuffer(x.row.embedding or b"", dtype="<f4") for x in told}
 
     def counted(self) -> Counted:
         """What each listing counts for in rankings."""
@@ -149,7 +163,7 @@ class Geometry:
         with contextlib.suppress(ComgradError):  # whoever asks next meets it
             made = self._fill(future, listings, True)
             made.counted()
-            _ = made.known().vectors
+            made.known()
 
     def later(self, task: Callable[[], object]) -> None:
         """Do something in the background, after what waits there; nothing where the service stops."""
@@ -160,6 +174,7 @@ class Geometry:
         self._tasks.put(task)
 
     def _work(self) -> None:
+        give_way()
         while (task := self._tasks.get()) is not None and not self._over.is_set():
             try:
                 task()
@@ -215,7 +230,7 @@ class Geometry:
             if found is not None:
                 self._vectors.move_to_end(entry.id)
                 return found[0]
-        tau, size = entry.vector(), entry.record.size_bytes
+        tau, size = entry.vector(), entry.record.size_bytes + HELD_BESIDE
         if size > self._settings.warm_vectors_bytes // 8:
             return tau  # one large checkpoint must not push out everything else
         with self._lock:

@@ -8,8 +8,8 @@ from types import FrameType
 
 from comgrad.service.core import Service
 from comgrad.service.ending import end_within
+from comgrad.service.process import settle
 from comgrad.service.settings import Settings
-from comgrad.service.threads import one_thread_each
 from comgrad.service.web.logs import set_up
 
 
@@ -35,6 +35,6 @@ def work(settings: Settings, until: threading.Event | None = None) -> None:
 
 
 if __name__ == "__main__":
-    one_thread_each()
+    settle()
     set_up()
     work(Settings.from_environment())

@@ -20,9 +20,9 @@ from comgrad.service.api.bodies import (
 from comgrad.service.api.results import sends
 from comgrad.service.auth.http import Who, clear_session, client_of, set_session
 from comgrad.service.core import service_of
-from comgrad.service.web.answers import Json
+from comgrad.service.web.answers import Json, JsonRoute
 
-router = APIRouter(tags=["accounts"], default_response_class=Json)
+router = APIRouter(tags=["accounts"], default_response_class=Json, route_class=JsonRoute)
 
 
 @router.post("/first-start", **sends(r.OneAccount, 201))

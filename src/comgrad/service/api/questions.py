@@ -13,9 +13,9 @@ from comgrad.service.api.results import sends
 from comgrad.service.api.results_atlas import Map, Trends
 from comgrad.service.auth.http import Who
 from comgrad.service.core import service_of
-from comgrad.service.web.answers import Json, send_file
+from comgrad.service.web.answers import Json, JsonRoute, send_file
 
-router = APIRouter(tags=["questions"], default_response_class=Json)
+router = APIRouter(tags=["questions"], default_response_class=Json, route_class=JsonRoute)
 Base = Annotated[str | None, Query(max_length=200)]
 
 

@@ -20,9 +20,9 @@ from comgrad.service.core import Service, service_of
 from comgrad.service.errors import WrongMedia, status_of
 from comgrad.service.parcels import NewPart, NewUpload
 from comgrad.service.store.work import Job
-from comgrad.service.web.answers import Json
+from comgrad.service.web.answers import Json, JsonRoute
 
-router = APIRouter(tags=["uploads"], default_response_class=Json)
+router = APIRouter(tags=["uploads"], default_response_class=Json, route_class=JsonRoute)
 Wait = Annotated[float, Query(ge=0, le=60)]
 COMPLETED: dict[int | str, dict[str, Any]] = {
     200: {"model": r.Completed, "description": "Taken in: the same was there already"},

@@ -13,9 +13,9 @@ from comgrad.service.api.results import sends
 from comgrad.service.auth.http import Who
 from comgrad.service.core import service_of
 from comgrad.service.listings import Asked
-from comgrad.service.web.answers import Json, send_file
+from comgrad.service.web.answers import Json, JsonRoute, send_file
 
-router = APIRouter(tags=["vectors"], default_response_class=Json)
+router = APIRouter(tags=["vectors"], default_response_class=Json, route_class=JsonRoute)
 Choice = Annotated[str | None, Query(max_length=300)]
 
 

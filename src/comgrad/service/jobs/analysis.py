@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,22 +86,22 @@ class Analysis:
             self.jobs.submit("screen", {}, key="screen")
 
     def _embed(self, progress: Progress) -> int:
-        from comgrad.describe.encoder import load_encoder
-        from comgrad.describe.memory import encode_cached
+        from comgrad.describe.encoder import key_of, load_encoder
 
         try:
             encoder = load_encoder()
         except NotFound:
             return 0
-        waiting = [x for x in self.scopes.all_listings() if x.description.strip() and x.row.encoder != _key(encoder)]
+        key = key_of(encoder)
+        waiting = [x for x in self.scopes.all_listings() if x.description.strip() and x.row.encoder != key]
         for done, batch in _batches(waiting, BATCH):
             texts = [x.description for x in batch]
-            rows = encode_cached(encoder, texts, self.scopes.registry.store.cache_dir).astype("<f4")
+            rows = encoder.encode(texts).astype("<f4")
             with self.database.write() as store:
                 for x, row in zip(batch, rows, strict=True):
                     now = things.listing(store, x.id, x.owner_id)
                     if now is not None and now.changed == x.row.changed:
-                        values = {"embedding": row.tobytes(), "encoder": _key(encoder)}
+                        values = {"embedding": row.tobytes(), "encoder": key}
                         things.change_listing(store, x.id, x.owner_id, **values)
             progress.count(done, len(waiting))
         return len(waiting)
@@ -229,10 +228,6 @@ def report(made: Any) -> str:
 def _reader(owner: str | None, org_ids: dict[str, str] | None = None) -> Principal:
     """Whoever reads what that owner reads, for the service's own work."""
     return Principal(owner, "", scopes=frozenset({"read"}), org_ids=org_ids or {})
-
-
-def _key(encoder: Any) -> str:
-    return hashlib.sha256(f"{encoder.name} {encoder.digest}".encode()).hexdigest()
 
 
 def _batches(items: Sequence[Listing], size: int) -> Iterator[tuple[int, Sequence[Listing]]]:

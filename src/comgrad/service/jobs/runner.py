@@ -19,6 +19,7 @@ from comgrad.service.auth.identity import Principal
 from comgrad.service.errors import Busy, Conflict, TooMany, outward
 from comgrad.service.jobs.progress import Progress
 from comgrad.service.jobs.queue import open_queue
+from comgrad.service.process import give_way
 from comgrad.service.settings import Settings
 from comgrad.service.store import work
 from comgrad.service.store.database import Database, Rows, now
@@ -172,6 +173,7 @@ class Jobs:
         """Start this process's workers, and put back what an earlier process left."""
         self.recover(first=True)
         self._stop.clear()
+        self._huey.on_startup("give way")(give_way)  # by each worker's thread
         self._consumer = self._huey.create_consumer(
             workers=self._settings.worker_threads,
             periodic=False,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fastapi.encoders import jsonable_encoder
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -25,8 +29,35 @@ class Json(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """The bytes."""
-        text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        try:
+            text = _dumped(content)
+        except ValueError:
+            text = _dumped(finite(content))
         return text.encode("utf-8", "replace")
+
+
+def _dumped(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=jsonable_encoder)
+
+
+class JsonRoute(APIRoute):
+    """A route whose answer becomes JSON in the thread that computed it, not in the one that serves all connections."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, _sending(endpoint, options.get("status_code") or 200), **options)
+
+
+def _sending(endpoint: Callable[..., Any], status: int) -> Callable[..., Any]:
+    """The endpoint, with what it returns as a response, unless it sets headers by a response of its own."""
+    if inspect.iscoroutinefunction(endpoint) or "response" in inspect.signature(endpoint).parameters:
+        return endpoint
+
+    @functools.wraps(endpoint)
+    def send(*args: Any, **given: Any) -> Response:
+        made = endpoint(*args, **given)
+        return made if isinstance(made, Response) else Json(made, status)
+
+    return send
 
 
 def finite(value: Any) -> Any:
