@@ -38,6 +38,7 @@ class SafetensorsFile:
         self._handle: Any = None
         self._lock = threading.Lock()
         self._mapped = 0
+        self._all: dict[str, Tensor] = {}
         self.path = source.path
         self.metadata: dict[str, str] = dict(header.metadata)
         self.entries: Mapping[str, TensorEntry] = header.entries
@@ -65,6 +66,10 @@ class SafetensorsFile:
         """
         self.entry(name)
         with self._lock:  # geometry reads several tensors of one file from several threads
+            if self._source.held:
+                self._all = self._all or self.get_all()
+                self._source.unchanged()
+                return self._all[name].clone()
             if self._handle is None:
                 from safetensors import safe_open
 
@@ -98,7 +103,7 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Release the file; closing twice is allowed."""
-        self._handle = None
+        self._handle, self._all = None, {}
         self._source.close()
 
     def __enter__(self) -> Self:

@@ -83,6 +83,11 @@ class Source:
             self._held = self.read(0, self.size)
         return self._held
 
+    @property
+    def held(self) -> bool:
+        """Whether all of the file is in memory."""
+        return self._held is not None
+
     def unchanged(self) -> None:
         """Raise `changed-while-reading` when the path now holds another file, or this one was written to."""
         try:

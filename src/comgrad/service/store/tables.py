@@ -8,6 +8,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -20,7 +21,7 @@ from sqlalchemy import (
 from comgrad.registry.models import UtcDateTime
 
 # Append only: the migrations' revisions, oldest first.
-REVISIONS = ("s0001", "s0002")
+REVISIONS = ("s0001", "s0002", "s0003")
 VERSION_TABLE = "alembic_version_service"
 
 metadata = MetaData()
@@ -146,6 +147,7 @@ listings = Table(  # what an account or organisation shares of a vector of the r
     Column("removed_reason", Text),
     Column("changed", BigInteger, nullable=False, index=True),
     UniqueConstraint("owner_id", "name_key", name="uq_service_listings_name"),
+    Index("ix_service_listings_quota", "uploaded_by", "state", "size_bytes"),  # rows are large: it holds all of the sum
 )
 
 uploads = Table(
