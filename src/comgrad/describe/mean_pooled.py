@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from comgrad.describe.packed import Layer
 from comgrad.errors import FileRefused
 from comgrad.weights.reader import open_checkpoint
 
@@ -23,7 +24,7 @@ BATCH = 64
 
 
 class MeanPooledBert:
-    """A sentence-transformers folder of the commonest build, run by torch's own encoder layers.
+    """A sentence-transformers folder of the commonest build, without that library.
 
     Rows are mean_t(h_t)/‖·‖ over a text's tokens, as sentence-transformers gives them (to 1e-6). Texts of one length go
     through together, so no padding enters anything.
@@ -46,7 +47,7 @@ class MeanPooledBert:
             raise _damaged(path / "tokenizer.json", "it is no tokenizer") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_longest(path))
-        self._model = _Bert.load(path).eval().to(self._device)
+        self._model = _Bert.load(path).eval().to(self._device).settled()
 
     @staticmethod
     def reads(path: Path) -> bool:
@@ -106,12 +107,20 @@ class _Bert(nn.Module):
             batch_first=True,
         )
         self.layers = nn.TransformerEncoder(layer, config["num_hidden_layers"], enable_nested_tensor=False)
+        self._settled: list[Layer] = []
+
+    def settled(self) -> _Bert:
+        """The same with its layers as they run fastest; nothing is loaded into it or moved afterwards."""
+        self._settled = [Layer(x) for x in self.layers.layers if isinstance(x, nn.TransformerEncoderLayer)]
+        del self.layers
+        return self
 
     def forward(self, ids: Tensor) -> Tensor:
         at = torch.arange(ids.shape[1], device=ids.device)
         h = self.norm(self.words(ids) + self.places(at) + self.kinds.weight[0])
-        pooled: Tensor = self.layers(h).mean(dim=1)
-        return nn.functional.normalize(pooled, dim=1)
+        for layer in self._settled:
+            h = layer(h)
+        return nn.functional.normalize(h.mean(dim=1), dim=1)
 
     @classmethod
     def load(cls, path: Path) -> _Bert:
