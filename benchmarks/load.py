@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,8 @@ from load_site import API, Memory, Site, serving, work_off
 from load_traffic import MIX, Run, traffic, uploads
 
 ALONE = ("search", "catalogue", "vector", "suggestion")
-PHASES = ("mixed", *ALONE, "uploads")
+PHASES = ("mixed", "calm", *ALONE, "uploads")
+CALM = 3.0  # times as long as in the mixed phase is thought in the calm one
 HOURS = 24 * 3600.0
 
 
@@ -63,6 +65,7 @@ def main() -> None:
     data = asked.out / "data"
     began = time.monotonic()
     new = prepare(data, asked.vectors, tell=lambda done, all_: _say(f"vectors: {done} of {all_}"))
+    shutil.rmtree(data / "service" / "suggestions", ignore_errors=True)  # an earlier run's answers are kept for hours
     with serving(data, workers=asked.workers) as site:
         settled = work_off(site, HOURS, lambda left: _say(f"{left} jobs are left: embedding and relating"))
         _say(f"prepared in {time.monotonic() - began:.0f} s ({new} new vectors, jobs {settled:.0f} s)")
@@ -100,12 +103,12 @@ def listed(site: Site) -> dict[str, str]:
 
 
 def reading(site: Site, asked: argparse.Namespace, vectors: dict[str, str]) -> list[dict[str, Any]]:
-    """The mixed phase at the pace of people, then each kind alone, as fast as the clients can."""
+    """The mixed phase at the pace of people, a calmer one, then each kind alone, as fast as the clients can."""
     out = []
     for number, name in enumerate(p for p in PHASES[:-1] if p in asked.only):
-        mixed = name == "mixed"
-        run = Run(name, asked.clients, asked.pace if mixed else 0.0)
-        mix = MIX if mixed else {name: 1}
+        mixed, pace = name == "mixed", {"mixed": asked.pace, "calm": CALM * asked.pace}.get(name, 0.0)
+        run = Run(name, asked.clients, pace)
+        mix = MIX if pace else {name: 1}
         seconds, warm = (asked.seconds, asked.warm) if mixed else (asked.each, min(asked.warm, asked.each / 3))
         _say(f"{name}: {asked.clients} clients for {seconds:.0f} s")
         seed = 1_000_003 * (asked.seed + 1) + 10_007 * number

@@ -77,8 +77,8 @@ loopback. Rate limits are lifted, as all clients have one address, and screening
 No text is asked twice, so no answer to a question in words comes from memory. Every answer is checked in status and contents.
 
 *mixed*: each client asks (60 % searches, 20 % catalogue pages, 15 % pages of a vector, 5 % suggestions), waits for the answer and
-thinks for {e["pace"]:g} s on average. The other phases are as fast as the clients can ask, so their times say how long
-{e["clients"]} waiting clients wait, and their rates how much the service can do.
+thinks for {e["pace"]:g} s on average. *calm*: the same, thinking three times as long. The other phases are as fast as the
+clients can ask, so their times say how long {e["clients"]} waiting clients wait, and their rates how much the service can do.
 
 | phase | kind | answers | errors | per second | p50 ms | p90 ms | p99 ms | slowest ms |
 |---|---|---|---|---|---|---|---|---|

@@ -10,7 +10,7 @@ import threading
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _ARENAS, _TRIM, _MAPPED = -8, -1, -3  # of mallopt(3)
-STEPS = 10  # of priority that long work has less than what somebody waits for
+STEPS = 5  # of priority that long work has less than what somebody waits for
 _LIMITS = (
     (_ARENAS, "MALLOC_ARENA_MAX", 2),
     (_TRIM, "MALLOC_TRIM_THRESHOLD_", 128 * 2**20),

@@ -216,7 +216,7 @@ class Scope:
         scores = (self.described.rows @ mine)[places]
         first = np.argsort(-np.where(places == self.described.place[x.id], np.inf, scores), kind="stable")[:most]
         near = {self.described.listings[int(i)].id for i in places[first]} | {x.id}
-        return Group(g for g in group if g.id in near)
+        return Group(group[i] for i in sorted(group.place[n] for n in near))
 
     @cached_property
     def children(self) -> dict[str, list[tuple[Listing, Any]]]:

@@ -19,7 +19,7 @@ from comgrad.service.web.connections import bounded
 from comgrad.service.web.logs import set_up
 
 BACKLOG = 2048  # connections that wait to be accepted
-SWITCH = 0.001  # seconds that a computing thread keeps the interpreter while the one that answers waits for it
+SWITCH = 0.0002  # seconds that a computing thread keeps the interpreter while the one that answers waits for it
 
 
 def serve(
