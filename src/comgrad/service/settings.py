@@ -90,7 +90,7 @@ class Settings(BaseModel):
     whole_scope: int = Field(512, ge=4)  # up to this many vectors a suggestion weighs all of them
     neighbourhood: int = Field(48, ge=4)  # above it, this many nearest in words
     map_points: int = Field(20_000, ge=4)  # on one map; above `whole_scope` most are placed by their sketches
-    computing: int = Field(1, ge=1)  # suggestions, maps and comparisons at one time: each uses all cores by itself
+    computing: int = Field(1, ge=1)  # suggestions, maps and trends at one time: each uses all cores by itself
 
     @property
     def folder(self) -> Path:

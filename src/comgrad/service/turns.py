@@ -29,7 +29,7 @@ class Turns:
 
     def __init__(self, computing: int) -> None:
         self._long = ThreadPoolExecutor(computing, "computing", give_way)
-        self._brief = threading.Semaphore(computing)
+        self._brief = threading.Semaphore(computing + 1)
         self._waiting = threading.Semaphore(WAITING + computing)
         self._answers: OrderedDict[tuple[object, ...], Any] = OrderedDict()
         self._making: dict[tuple[object, ...], Future[Any]] = {}
