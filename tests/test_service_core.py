@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from sqlalchemy import text
 
 from bounded import joined, started
 from comgrad.describe.encoder import load_encoder
@@ -23,6 +25,7 @@ from comgrad.service.errors import Busy, Conflict, TooSlow
 from comgrad.service.jobs.admission import Admission
 from comgrad.service.jobs.analysis import Analysis
 from comgrad.service.store import work
+from comgrad.service.turns import Turns
 from comgrad.service.web.limits import network
 from comgrad.types import BaseRef
 from comgrad.workflows import adding
@@ -320,3 +323,39 @@ def test_suggestions_take_no_more_room_than_they_may(tmp_path: Path) -> None:
             os.utime(folder / f"sg-{n}", (time.time() - 10 + n,) * 2)
         assert site.service.insight.suggestions.reap() == 1
         assert sorted(p.name for p in folder.iterdir()) == ["sg-1", "sg-2"]
+
+
+def test_short_questions_wait_for_no_long_one_and_a_closed_service_begins_none() -> None:
+    turns, over, began = Turns(1), threading.Event(), threading.Event()
+
+    def long() -> int:
+        began.set()
+        over.wait(10)
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) if sys.platform == "linux" else 0
+
+    told: list[int] = []
+    asking = threading.Thread(target=lambda: told.append(turns.compute(long)))
+    started([asking])
+    assert began.wait(10)
+    with turns.brief():
+        assert not over.is_set()
+    over.set()
+    joined([asking])
+    if sys.platform == "linux":
+        assert told[0] > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with pytest.raises(TimeoutError, match="of its own"):
+        turns.compute(_out_of_time)
+    turns.close()
+    with pytest.raises(Busy, match="stopping"):
+        turns.compute(lambda: 1)
+
+
+def _out_of_time() -> None:
+    raise TimeoutError("of its own")
+
+
+def test_a_quota_is_summed_from_an_index_alone(site: Site) -> None:
+    asked = "SELECT count(*), sum(size_bytes) FROM service_listings WHERE uploaded_by = 'a' AND state != 'removed'"
+    with site.service.database.read() as rows:
+        plan = " ".join(str(r) for r in rows.execute(text(f"EXPLAIN QUERY PLAN {asked}")))
+    assert "COVERING INDEX ix_service_listings_quota" in plan

@@ -144,3 +144,31 @@ def test_bounded_rows_keep_their_direction_and_small_ones_all(gains: Any, times:
         assert (row in odd) == (first > 0 and size[row] > 30 * first)
         expected = before if first == 0 or size[row] <= 3 * usual else before * (3 * usual / size[row])
         np.testing.assert_allclose(after, np.full(6, np.nan) if row in odd else expected, rtol=1e-9, atol=1e-300)
+
+
+def test_a_sum_reads_only_what_counts(sixteen: Path) -> None:
+    """A service keeps what it knows of many neighbourhoods: none may hold its vectors, or read them all each time."""
+    plain = collection(Registry(sixteen))
+    read: list[str] = []
+
+    def counted(m: Any) -> Any:
+        return replace(m, load=lambda: (read.append(m.id), m.load())[1])
+
+    known = Known.of(replace(plain, members=tuple(map(counted, plain.members))))
+    c = np.zeros(len(known.footing))
+    c[[2, 5]] = 0.5, -1.0
+    read.clear()
+    total = known.sum(c)
+    assert read == [known.atlas.members[2].id, known.atlas.members[5].id]
+    whole = 0.5 * known.vectors[2] + -1.0 * known.vectors[5]
+    assert (total - whole).norm() <= 1e-6 * whole.norm()
+    with pytest.raises(ComgradError, match="all coefficients are zero"):
+        known.sum(c * 0.0)
+
+
+def test_known_embeddings_stand_for_the_encoder(sixteen: Path) -> None:
+    plain = collection(Registry(sixteen))
+    usual = Known.of(plain)
+    rows = dict(zip(usual.evidence.texts, usual.evidence.embeddings, strict=True))
+    again = Known.of(plain, rows={m.description: 2.0 * rows.get(m.description, 0.0) for m in plain.members})
+    np.testing.assert_allclose(again.evidence.embeddings, 2.0 * usual.evidence.embeddings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class _Bert(nn.Module):
 
     def settled(self) -> _Bert:
         """The same with its layers as they run fastest; nothing is loaded into it or moved afterwards."""
-        self._settled = [Layer(x) for x in self.layers.layers if isinstance(x, nn.TransformerEncoderLayer)]
+        self._settled = [Layer(cast(nn.TransformerEncoderLayer, x)) for x in self.layers.layers]
         del self.layers
         return self
 

@@ -7,7 +7,6 @@ one worker and many give the same bits.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,8 @@ from itertools import islice
 from typing import Protocol, Self, TypeVar
 
 import torch
+
+from comgrad.engine.cores import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,11 +55,6 @@ def one_thread_per_task() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 torch.set_num_threads(_threads_before)
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def map_ordered(fn: Callable[[T], R], tasks: Iterable[T], workers: int | None = None) -> Iterator[R]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from comgrad.engine.cores import cores
 from comgrad.errors import ComgradError, NotFound
 from comgrad.registry import search
 from comgrad.service.auth.identity import Principal
@@ -57,7 +58,7 @@ class Finding:
         self._turns = turns
         self._meant: OrderedDict[str, Matrix] = OrderedDict()
         self._lock = threading.Lock()
-        self._encoding = threading.Semaphore(settings.computing)
+        self._encoding = threading.Semaphore(max(1, cores() - 1))
 
     def search(self, who: Principal, text: str, limit: int = 20, words: bool = False) -> list[Hit]:
         """The vectors whose descriptions are nearest in meaning, best first; by words alone when asked, or where the
@@ -83,7 +84,7 @@ class Finding:
         from comgrad.describe.encoder import load_encoder
 
         encoder = load_encoder()
-        with self._encoding:  # more at one time than there are cores only wait for each other
+        with self._encoding:  # more at one time than there are cores, less the one that answers, wait for each other
             made: Matrix = encoder.encode([text])[0].astype(np.float32)
         with self._lock:
             self._meant[text] = made
