@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.resources import files
@@ -82,6 +82,7 @@ class Site:
     secrets: list[str] = field(default_factory=list)
     ids: dict[str, str] = field(default_factory=dict)
     http: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=120, trust_env=False))
+    limits: dict[str, str] = field(default_factory=lambda: dict(LIMITS))
 
     # -- life ----------------------------------------------------------------------------------------------------
     @property
@@ -94,7 +95,7 @@ class Site:
 
     def start(self) -> None:
         """Start the process and wait until it answers; the one-time secret is in its log."""
-        environment = {**os.environ, **{f"COMGRAD_SERVICE_{k}": v for k, v in LIMITS.items()}}
+        environment = {**os.environ, **{f"COMGRAD_SERVICE_{k}": v for k, v in self.limits.items()}}
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         command = [sys.executable, "-c", "from comgrad.cli.main import main; main()", "serve", "--port", "0"]
         seen = self.log.stat().st_size if self.log.exists() else 0
@@ -225,10 +226,10 @@ def code(answer: httpx2.Response) -> str:
 
 
 @contextlib.contextmanager
-def attacked() -> Iterator[Site]:
-    """A service with three vectors of bob's: two public, one private."""
+def attacked(limits: Mapping[str, str] | None = None) -> Iterator[Site]:
+    """A service with three vectors of bob's: two public, one private. `limits` go before the usual ones."""
     with tempfile.TemporaryDirectory(prefix="comgrad-attack-") as folder:
-        site = Site(Path(folder))
+        site = Site(Path(folder), limits={**LIMITS, **(limits or {})})
         site.start()
         try:
             site.people()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 import stand_ins
 from bounded import joined, started
@@ -123,3 +127,36 @@ def test_the_service_works_over_both(database: Database, tmp_path: Path) -> None
         assert site.call("anonymous", "GET", f"{API}/vectors?q=x").json()["total"] == 0
         assert site.client.get("/readyz").status_code == 200
         assert site.service.audit.broken() is None
+
+
+@pytest.mark.parametrize(
+    "place",
+    [(Database, "_revision"), (people, "owner_by_key"), (people, "has_admin"), (things, "version")],
+    ids=["migrations", "adoption", "first secret", "listings"],
+)
+def test_a_start_outlives_a_restart_of_the_database(
+    server: stand_ins.Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str]
+) -> None:
+    cut: list[Exception] = []
+    owner, name = place
+    own = getattr(owner, name)
+
+    def killed(first: Any, *rest: Any) -> Any:
+        if not cut:
+            with contextlib.ExitStack() as inside:
+                rows = first if isinstance(first, Connection) else inside.enter_context(first.read())
+                cut.append(ValueError("the server did not end the connection"))
+                try:
+                    rows.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+                except SQLAlchemyError as error:
+                    cut.append(error)
+                    raise
+        return own(first, *rest)
+
+    monkeypatch.setattr(owner, name, killed)
+    with running(tmp_path / "whole", database=server.new_database(), workers="none", publish_unowned=True) as site:
+        assert site.service._warming is not None
+        site.service._warming.join(timeout=60)
+        assert site.client.get("/readyz").status_code == 200
+        assert site.call("member", "GET", f"{API}/orgs/lab").status_code == 200
+    assert [type(x) for x in cut] == [ValueError, OperationalError]

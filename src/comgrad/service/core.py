@@ -77,8 +77,8 @@ class Service:
 
             self.signer = signer(settings.signing_key, password=settings.signing_password)
         self._register()
-        self.adopt()
-        self.first_secret = self.accounts.prepare()
+        self.database.patiently(self.adopt)
+        self.first_secret = self.database.patiently(self.accounts.prepare)
         self._warming: threading.Thread | None = None
         self.when_loaded: Callable[[], object] = lambda: None
 
@@ -108,8 +108,8 @@ class Service:
 
     def _load(self) -> None:
         try:
-            self.scopes.refresh()
-            self.reconcile()
+            self.database.patiently(self.scopes.refresh)
+            self.database.patiently(self.reconcile)
             self.files.reclaim()
             if self.settings.preload or any(x.row.related is None for x in self.scopes.all_listings()):
                 self.jobs.submit("relate", {}, key="relate")

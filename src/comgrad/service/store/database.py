@@ -6,9 +6,10 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, inspect, text
@@ -21,6 +22,7 @@ from comgrad.service.errors import Conflict
 from comgrad.service.store.tables import REVISIONS, VERSION_TABLE
 
 Rows = Connection
+Result = TypeVar("Result")
 AWAY_SECONDS = 10.0  # how long a request waits for a database that was restarted, before it says so
 _WRITE = "comgrad_write"
 FILE = "service.sqlite"
@@ -50,7 +52,7 @@ class Database:
         if self.sqlite and not self.file.exists():
             os.close(os.open(self.file, os.O_CREAT | os.O_WRONLY, 0o600))  # passwords' hashes: nobody else's business
         try:
-            self._migrate()
+            self.patiently(self._migrate)
         except BaseException:
             self.engine.dispose()
             raise
@@ -102,8 +104,6 @@ class Database:
 
     def _connected(self) -> Connection:
         """A connection, waited for while the server is away: nothing has been done yet that could be done twice."""
-        if self.sqlite:
-            return self.engine.connect()
 
         def connect() -> Connection:
             try:
@@ -111,9 +111,15 @@ class Database:
             except SQLAlchemyError as error:
                 raise self._error(error) from error
 
+        return self.engine.connect() if self.sqlite else self.patiently(connect)
+
+    def patiently(self, work: Callable[[], Result]) -> Result:
+        """`work`, again where the server was restarted in the middle of it. `work` must bear being done twice."""
+        if self.sqlite:
+            return work()
         from comgrad.registry import postgres  # only the larger size needs its libraries
 
-        return postgres.patiently(connect, AWAY_SECONDS)
+        return postgres.patiently(work, AWAY_SECONDS)
 
     def _error(self, error: SQLAlchemyError) -> ComgradError:
         if self.sqlite:
