@@ -137,7 +137,7 @@ def work_off(site: Site, seconds: float, tell: Any = None) -> float:
 
 
 class Memory:
-    """The resident memory of some processes, once a second."""
+    """The resident memory of some processes and of those that they started, once a second."""
 
     def __init__(self, pids: list[int]) -> None:
         self._pids = pids
@@ -155,7 +155,7 @@ class Memory:
 
     def _look(self) -> None:
         while not self._over.wait(1.0):
-            self.samples.append((time.monotonic(), sum(map(resident, self._pids))))
+            self.samples.append((time.monotonic(), sum(map(resident, [p for pid in self._pids for p in family(pid)]))))
 
     def flat(self, minute: float = 60.0) -> dict[str, float]:
         """MiB in the first and in the last minute (or fifth of a shorter time), and at most."""
@@ -166,6 +166,15 @@ class Memory:
         begin = statistics.mean(m for t, m in self.samples if t <= first + part)
         end = statistics.mean(m for t, m in self.samples if t >= last - part)
         return {"first": begin, "last": end, "change": end / begin - 1.0, "most": max(m for _, m in self.samples)}
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started."""
+    own = [pid]
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            own += [p for child in (task / "children").read_text().split() for p in family(int(child))]
+    return own
 
 
 def resident(pid: int) -> float:

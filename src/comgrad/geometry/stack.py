@@ -112,7 +112,7 @@ def stack_factors(part: Slice) -> tuple[list[Factors], dict[int, Tensor]]:
     """Raw low-rank factors in bundles of one width, and the deltas for which the full matrix is the smaller form.
 
     Returns:
-        bundles of width 1, 2, 4, 8, …; and place → W (m, n) or flat (size,).
+        bundles of one width each, ranks 1, 2, 3–4, 5–8, … together; and place → W (m, n) or flat (size,).
     """
     groups: dict[int, list[int]] = defaultdict(list)
     full: dict[int, Tensor] = {}
@@ -124,8 +124,9 @@ def stack_factors(part: Slice) -> tuple[list[Factors], dict[int, Tensor]]:
             _require_finite(part.name, [i], W)
             full[i] = W.reshape(matrix_shape(d)) if d.is_matrix else W.reshape(-1)
     bundles = []
-    for width, places in sorted(groups.items()):
+    for places in (groups[w] for w in sorted(groups)):
         lows = [d for d in (part.deltas[i] for i in places) if isinstance(d, LowRank)]
+        width = max(1, max(d.rank for d in lows))
         B = _stacked([d.B for d in lows], width, rows=False)
         A = _stacked([d.A for d in lows], width, rows=True)
         _require_finite(part.name, places, B, A)

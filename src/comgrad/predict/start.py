@@ -34,19 +34,21 @@ def combination(vectors: Sequence[TaskVector], coefficients: Sequence[float]) ->
     base = used[0][0].base
     for v, _ in used[1:]:
         base = base.joined(v.base)
-    parts: dict[str, list[LowRank]] = {}
+    parts: dict[str, tuple[list[LowRank], list[float]]] = {}
     rest: TaskVector | None = None
     for v, c in used:
         if v.kind == "lowrank":
             for name, d in v.tensors.items():
                 assert isinstance(d, LowRank)
-                parts.setdefault(name, []).append(d.scaled(c))
+                deltas, times = parts.setdefault(name, ([], []))
+                deltas.append(d)
+                times.append(c)
         else:
             rest = v * c if rest is None else rest + v * c
     if not parts:
         assert rest is not None
         return rest
-    low = TaskVector(base, {name: concatenate(ds) for name, ds in parts.items()})
+    low = TaskVector(base, {name: concatenate(*part) for name, part in parts.items()})
     return low if rest is None else low + rest
 
 

@@ -31,6 +31,7 @@ from comgrad.service.store import people, things, work
 from comgrad.service.store.database import Database
 from comgrad.service.uploads import Uploads
 from comgrad.service.vectors import LOCAL, TAIL, drop_unlisted
+from comgrad.service.warm import registry_of
 from comgrad.workflows.registry import Registry
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Service:
         with disk.storage(f"the folder '{settings.folder}'"):
             disk.make_parents(settings.folder)
         self._own = registry is None
-        self.registry = registry or opened(settings)
+        self.registry = registry or registry_of(settings)
         self.database = Database(settings.folder, settings.database)
         self.audit = Audit(self.database)
         guesses = Guesses(self.database)
@@ -177,11 +178,6 @@ class Service:
                     uploaded_by=LOCAL,
                 )
         return len(found)
-
-
-def opened(settings: Settings) -> Registry:
-    """The registry that the settings name: the folder, or with `database` where the environment says."""
-    return Registry(settings.data) if settings.database is None else Registry()
 
 
 def service_of(request: Request) -> Service:

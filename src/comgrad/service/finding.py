@@ -92,6 +92,13 @@ class Finding:
                 self._meant.popitem(last=False)
         return made
 
+    @staticmethod
+    def encoder() -> str:
+        """The key of the encoder that questions are put to. Raises NotFound: no encoder here."""
+        from comgrad.describe.encoder import key_of, load_encoder
+
+        return key_of(load_encoder())
+
     def nearest(self, text: str, group: Group, scope: Scope) -> Listing | None:
         """The member of a group whose description is nearest to a text; None where none is embedded."""
         places = scope.places(group)

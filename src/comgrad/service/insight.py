@@ -46,6 +46,7 @@ class Insight:
     def close(self) -> None:
         """Begin nothing more."""
         self.turns.close()
+        self.suggestions.close()
 
     def prepare(self) -> None:
         """Do before the first question what questions need. Raises ComgradError."""
@@ -56,6 +57,7 @@ class Insight:
         if len(group) <= self._settings.whole_scope:
             self._scopes.geometry.warm(group).known()
         else:
+            self.suggestions.prepare(group)
             self._nearness.prepare(group)
             self.planes.prepare(group)
 

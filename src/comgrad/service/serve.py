@@ -11,7 +11,6 @@ from types import FrameType
 import uvicorn
 
 from comgrad.errors import ComgradError
-from comgrad.service.app import create_app
 from comgrad.service.ending import end_within
 from comgrad.service.process import settle
 from comgrad.service.settings import Settings
@@ -37,7 +36,9 @@ def serve(
     Raises:
         ComgradError: (`port-taken`) the port cannot be opened. StorageError: nor can the registry.
     """
-    settle()
+    settle()  # before anything that computes is imported
+    from comgrad.service.app import create_app
+
     sys.setswitchinterval(SWITCH)
     sock = _bound(host, port)
     set_up()

@@ -9,31 +9,25 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from comgrad.errors import ComgradError, NotFound
 from comgrad.registry import disk
+from comgrad.service.apart import Apart
 from comgrad.service.auth.identity import Principal
 from comgrad.service.errors import Busy
-from comgrad.service.files import MEDIA, README, FileInfo, Opened, info, of_bytes
+from comgrad.service.files import MEDIA, FileInfo, Opened, info, of_bytes
 from comgrad.service.finding import Finding
-from comgrad.service.modelcard import suggestion_card
 from comgrad.service.scope import Group, Scope
 from comgrad.service.scopes import Scopes
 from comgrad.service.settings import Settings
+from comgrad.service.starting import SHOWN, Question, make
 from comgrad.service.turns import Turns
-from comgrad.service.warm import Warm
 
-if TYPE_CHECKING:
-    from comgrad.workflows.suggesting import Suggestion
-
-MOST = 100
 HELD = 256  # suggestions in memory, without their files
-_SHOWN = "suggestion.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,7 @@ class Suggestions:
         self._finding = finding
         self._settings = settings
         self._turns = turns
+        self._apart = Apart(settings)
         self.folder = settings.folder / "suggestions"
         with disk.storage(f"the folder '{self.folder}'"):
             disk.make_parents(self.folder)
@@ -86,28 +81,36 @@ class Suggestions:
             asked = [description, base, rank, rule, dare, reader, used.digest]
             return "sg-" + hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
+        def question() -> Question:
+            meaning, encoder = self._finding.meaning(description), self._finding.encoder()
+            return Question(description, meaning, encoder, rank, rule, dare, reader)
+
         with contextlib.suppress(NotFound):
             return self.get(who, named(group))
-        if len(group) > self._settings.whole_scope:  # what is far from the question changes nothing of its answer
-            group = self._neighbourhood(description, group, scope)
-            with contextlib.suppress(NotFound):
-                return self.get(who, named(group))
+        if len(group) <= self._settings.whole_scope:
+            return self.get(who, self._turns.compute(lambda: self._of_all(question(), group, named)))
+        near = self._neighbourhood(description, group, scope)  # what is far from it changes nothing of the answer
+        with contextlib.suppress(NotFound):
+            return self.get(who, named(near))
+        self._check_room()
+        self._of_near(question(), near, self.folder / named(near))
+        return self.get(who, named(near))
 
-        def made() -> str:
-            warm = self._warm(group)
-            identity = named(Group(warm.listings))  # an older geometry's answer is not kept as that of the newer one
-            with contextlib.suppress(NotFound):
-                return self.get(who, identity).id
+    def _of_all(self, question: Question, group: Group, named: Callable[[Group], str]) -> str:
+        """Make it from the geometry of a whole group, or from an older one, and say which it is."""
+        warm = self._scopes.geometry.lately(group)[0]
+        identity = named(Group(warm.listings))  # an older geometry's answer is not kept as that of the newer one
+        if not (self.folder / identity).exists():
             self._check_room()
-            from comgrad.predict.evidence import Query
-            from comgrad.workflows.suggesting import predict
+            make(question, warm, self.folder / identity)
+        return identity
 
-            query = Query(description, self._finding.meaning(description).astype(np.float64))
-            found = predict(warm.known(), description, rank=rank, rule=rule, dare=dare, query=query)
-            self._write(identity, reader, found, scope)
-            return identity
-
-        return self.get(who, self._turns.compute(made))
+    def _of_near(self, question: Question, near: Group, folder: Path) -> None:
+        """Make it from a neighbourhood, in a process beside this one."""
+        if not self._settings.beside:
+            warm = self._scopes.geometry.warm
+            return self._turns.compute(lambda: make(question, warm(near, keep=False), folder))
+        return self._apart.make(question, near, folder, self._turns)
 
     def _neighbourhood(self, description: str, group: Group, scope: Scope) -> Group:
         """The neighbourhood of the described vector nearest in words: questions alike share one."""
@@ -119,38 +122,19 @@ class Suggestions:
             lambda: scope.nearest_in_words(anchor, group, self._settings.neighbourhood),
         )
 
-    def _warm(self, group: Group) -> Warm:
-        geometry, small = self._scopes.geometry, len(group) <= self._settings.neighbourhood
-        return geometry.warm(group, keep=False) if small else geometry.lately(group)[0]
+    def prepare(self, group: Group) -> None:
+        """Start the process beside, where questions will need it."""
+        if self._settings.beside and len(group) > self._settings.whole_scope:
+            with contextlib.suppress(Busy):  # the service is stopping
+                self._apart.prepare()
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._apart.close()
 
     def _check_room(self) -> None:
         if shutil.disk_usage(self.folder).free < self._settings.min_free_bytes:
             raise Busy("the suggestion", "the service has too little room for it", "try later", code="disk-full")
-
-    def _write(self, identity: str, reader: str | None, made: Suggestion, scope: Scope) -> None:
-        from comgrad.workflows.profile import layer_profile
-        from comgrad.workflows.suggesting import write_suggestion
-
-        sources: list[dict[str, Any]] = []
-        for s in made.sources[:MOST]:
-            x = scope.by_id[s.id]
-            words = {"description": x.description, "owner": x.owner}
-            sources.append({"id": s.id, "name": x.full_name, "coefficient": s.coefficient, **words})
-        told = [(s["id"], s["name"], s["coefficient"]) for s in sources]
-        readme = suggestion_card(made.description, made.base, told, made.confidence).encode()
-        shown = {
-            "reader": reader,
-            "description": made.description,
-            "made": {k: v for k, v in made.as_dict().items() if k not in ("path", "sources")},
-            "sources": sources,
-            "layers": [x.as_dict() for x in layer_profile(made.vector)],
-        }
-        extra = {README: readme, _SHOWN: json.dumps(shown).encode()}
-        try:
-            write_suggestion(made, self.folder / identity, extra_files=extra)
-        except ComgradError as error:
-            if error.code != "exists":  # another thread answered the same question
-                raise
 
     # -- reading -------------------------------------------------------------------------------------------------
     def get(self, who: Principal, identity: str) -> Suggested:
@@ -168,9 +152,9 @@ class Suggestions:
         with self._lock:
             held = self._held.get(identity)
         try:
-            if held is not None and (folder / _SHOWN).is_file():
+            if held is not None and (folder / SHOWN).is_file():
                 return held
-            shown = json.loads((folder / _SHOWN).read_text("utf-8"))
+            shown = json.loads((folder / SHOWN).read_text("utf-8"))
             files = [info(self._opened(folder / n)) for n in MEDIA if (folder / n).is_file()]
         except OSError as error:
             raise _unknown(identity) from error

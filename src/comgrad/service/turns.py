@@ -7,7 +7,7 @@ import contextvars
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLong
 from typing import Any, TypeVar
 
@@ -38,9 +38,15 @@ class Turns:
     def compute(self, question: Callable[[], Answer]) -> Answer:
         """The answer to a question about many vectors, computed when its turn comes, by a thread that gives way to those of
         short questions. Raises Busy: too many wait, or the turn does not come."""
+        return self.awaited(lambda: self._long.submit(contextvars.copy_context().run, question))
+
+    def awaited(self, submit: Callable[[], Future[Answer]]) -> Answer:
+        """The answer to a question that is put to others, who take one after another. Raises as `compute`."""
         with self._waits():
             try:
-                asked = self._long.submit(contextvars.copy_context().run, question)
+                asked = submit()
+            except BrokenExecutor:
+                raise
             except RuntimeError as error:  # closed
                 raise Busy("the question", "the service is stopping", "ask again in a moment") from error
             with contextlib.suppress(TooLong):

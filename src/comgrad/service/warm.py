@@ -51,21 +51,25 @@ class Warm:
     _known: Known | None = None
     _counted: Counted | None = None
 
-    def known(self) -> Known:
-        """What predictions need. Raises ComgradError (`no-descriptions`)."""
+    def known(self, encoder: str | None = None) -> Known:
+        """What predictions need. Raises ComgradError (`no-descriptions`).
+
+        Args:
+            encoder: key of the one that questions are put to; default: that of this machine.
+        """
         from comgrad.workflows.known import Known
 
         with self._lock:
             if self._known is None:
-                self._known = Known.of(self.atlas, cache=self.cache, rows=self._embedded())
+                self._known = Known.of(self.atlas, cache=self.cache, rows=self._embedded(encoder))
                 _ = self._known.ridge, self._known.functional, self._known.traits
             return self._known
 
-    def _embedded(self) -> dict[str, Any] | None:
+    def _embedded(self, encoder: str | None) -> dict[str, Any] | None:
         """Description → its row, where every listing has one by the encoder that questions are put to."""
         from comgrad.describe.encoder import key_of, load_encoder
 
-        key = key_of(load_encoder())
+        key = encoder or key_of(load_encoder())
         told = [x for x in self.listings if x.description.strip()]
         if any(x.row.embedding is None or x.row.encoder != key for x in told):
             return None
@@ -240,6 +244,11 @@ class Geometry:
             while self._vector_bytes > self._settings.warm_vectors_bytes:
                 self._vector_bytes -= self._vectors.popitem(last=False)[1][1]
         return tau
+
+
+def registry_of(settings: Settings) -> Registry:
+    """The registry that the settings name: the folder, or with `database` where the environment says."""
+    return Registry(settings.data) if settings.database is None else Registry()
 
 
 def _key(listings: Sequence[Listing]) -> tuple[str, ...]:

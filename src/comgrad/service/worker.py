@@ -6,7 +6,6 @@ import signal
 import threading
 from types import FrameType
 
-from comgrad.service.core import Service
 from comgrad.service.ending import end_within
 from comgrad.service.process import settle
 from comgrad.service.settings import Settings
@@ -15,6 +14,9 @@ from comgrad.service.web.logs import set_up
 
 def work(settings: Settings, until: threading.Event | None = None) -> None:
     """Work until the event is set, or a signal comes; running jobs end first."""
+    settle()  # before anything that computes is imported
+    from comgrad.service.core import Service
+
     over = until or threading.Event()
     if until is None:
 
@@ -35,6 +37,5 @@ def work(settings: Settings, until: threading.Event | None = None) -> None:
 
 
 if __name__ == "__main__":
-    settle()
     set_up()
     work(Settings.from_environment())

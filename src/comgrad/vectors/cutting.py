@@ -86,14 +86,25 @@ def _leading_of(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """
     wide = W.shape[0] > W.shape[1]
     side = W.T if wide else W
-    values, vectors = torch.linalg.eigh(side @ side.T)
-    if not values[-rank] > 1e-8 * values[-1]:
+    values, Q = _largest(side @ side.T, rank)
+    if not values[0] > 1e-8 * values[-1]:
         return None
-    Q = vectors[:, -rank:]
     u, S, vh = torch.linalg.svd(Q.T @ side, full_matrices=False)
     U, Vh = (vh.T, (Q @ u).T) if wide else (Q @ u, vh)
     sign = _signs(U)
     return U * sign, S, Vh * sign.T
+
+
+def _largest(M: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues of a symmetric M, ascending, and their vectors: without the others, in half the time."""
+    if M.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(M)
+        return values[-k:], vectors[:, -k:]
+    from scipy.linalg import eigh  # a tenth of a second of imports
+
+    n = M.shape[0]
+    values, vectors = eigh(M.numpy(), subset_by_index=[n - k, n - 1], overwrite_a=True)
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def _signs(U: Tensor) -> Tensor:

@@ -204,19 +204,19 @@ def add(a: Delta, b: Delta) -> Delta:
     return Dense(left + right, stored=stored, transposed=a.transposed)
 
 
-def concatenate(deltas: Sequence[LowRank]) -> LowRank:
-    """Exact sum of low-rank deltas of one tensor; its rank is the sum of the ranks."""
+def concatenate(deltas: Sequence[LowRank], times: Sequence[float] | None = None) -> LowRank:
+    """Exact sum Σ t_i ΔW_i of low-rank deltas of one tensor; its rank is the sum of the ranks. Default: t = 1."""
+    scales = [d.scale * t for d, t in zip(deltas, times or [1.0] * len(deltas), strict=True)]
     first = deltas[0]
     stored = first.stored
     for d in deltas[1:]:
         stored = coarser(stored, d.stored)
     if len(deltas) == 1:
-        return first
+        return replace(first, scale=scales[0])
     B = working(_joined([d.B for d in deltas], dim=1))
     A = working(_joined([d.A for d in deltas], dim=0))
-    scales = torch.tensor([d.scale for d in deltas], dtype=torch.float64).to(B.dtype)
-    each = torch.repeat_interleave(scales, torch.tensor([d.rank for d in deltas]))
-    return replace(first, B=B * each.to(B.device), A=A, scale=1.0, stored=stored)
+    each = torch.repeat_interleave(torch.tensor(scales, dtype=torch.float64), torch.tensor([d.rank for d in deltas]))
+    return replace(first, B=B * each.to(B), A=A, scale=1.0, stored=stored)
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
