@@ -425,8 +425,7 @@ def test_a_scope_too_large_to_weigh_whole_is_asked_by_neighbourhoods(site: Site)
         around = service.insight.neighbours(ANONYMOUS, nearest[0].listing.id)
         assert 1 <= len(around) <= 10 and nearest[0].listing.id not in {n["listing"].id for n in around}
     finally:
-        service.jobs.close()
-        service.database.close()
+        service.stop()
 
 
 def test_while_geometry_is_made_an_older_one_answers_unless_it_holds_too_much(site: Site) -> None:

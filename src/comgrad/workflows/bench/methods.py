@@ -24,7 +24,7 @@ from jaxtyping import Float
 from comgrad.predict.rules import RULES
 from comgrad.vectors.delta import Delta, LowRank, matrix_shape
 from comgrad.vectors.task_vector import TaskVector
-from comgrad.workflows.bench import ceilings, scale, search, shots, training
+from comgrad.workflows.bench import ceilings, near, scale, search, shots, training
 from comgrad.workflows.bench.aid import Aid
 from comgrad.workflows.bench.cut import RANK, cut
 from comgrad.workflows.bench.fold import Fold
@@ -41,6 +41,7 @@ PREDICTING = tuple(
 FITTING = (*PREDICTING, "comgrad.predict.fewshot", "comgrad.workflows.bench.shots")
 SCALING = (*PREDICTING, "comgrad.workflows.bench.scale")
 CUT = (*PREDICTING, "comgrad.workflows.bench.cut", "comgrad.predict.start")
+NEAR = (*PREDICTING, "comgrad.workflows.bench.near")
 TEXT, FEW, TRAINED, CEILING = "text", "examples", "trained", "ceiling"
 
 
@@ -161,6 +162,16 @@ def _table() -> list[Method]:
             partial(cut, whole=partial(by_rule, rule="functional")),
             f"functional as `comgrad suggest` writes it: at rank {RANK}",
             code=CUT,
+        ),
+        *(
+            Method(
+                f"{rule}-near{most}",
+                partial(near.near, most=most, rule=rule),
+                f"{rule} on a neighbourhood of {most} in words, as the service takes it among thousands",
+                code=NEAR,
+            )
+            for rule in ("functional", "ridge")
+            for most in (12, 24, 48, 96)
         ),
         Method("bold", bold, "functional-forced plus half of softmax5: the other end of the trade"),
         Method("random-coefficients", random_coefficients, "random sum with the mean's norm", needs="nothing", code=()),
