@@ -124,6 +124,8 @@ def test_a_known_vector_is_left_out_of_its_own_explanation(known: Registry, zoo:
     assert [e.figure for e in by_path.evidence if e.name == "copy"] == [
         "the same vector as 'intent-home' of the registry"
     ]
+    assert by_path.reasons[0].startswith("it is the same vector as 'intent-home' of the registry")
+    assert by_path.reasons[1:] == by_name.reasons
     assert not [e for e in by_name.evidence if e.name == "copy"]
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from comgrad.explain.calibration import FEWEST, Calibration, calibrate, towards_mean
 from comgrad.explain.decomposition import LITTLE, Decomposition, decompose
-from comgrad.explain.evidence import Measured, base_line, evidence_lines, spread_of
+from comgrad.explain.evidence import Measured, base_line, evidence_lines, named, spread_of
 from comgrad.explain.explanation import (
     Base,
     Candidate,
@@ -74,6 +74,9 @@ def explain(reference: Reference, asked: Asked, *, seed: int = 0) -> Explanation
     claim = _claim(reference, asked, near, calibration)
     figures = _figures(reference, asked, m, calibration, claim)
     verdict, reasons = judge(figures)
+    if asked.twins:
+        copied = f"it is the same vector as {named(asked.twins)} of the registry, which all the rest leaves out."
+        reasons = (copied, *reasons)
     chance = m.beyond_random > CHANCE
     vote = family_vote(reference, near.row)
     family = "" if chance else vote.family

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -184,13 +185,17 @@ def _concentration(first: float, reference: Reference) -> Evidence:
     return Evidence("concentration", figure, null, "of the usual kind")
 
 
+def named(vectors: Sequence[str]) -> str:
+    """Vectors by their names, in a sentence."""
+    return " and ".join(f"'{v}'" for v in vectors)
+
+
 def _copies(m: Measured) -> list[Evidence]:
     if m.twins:
-        names = " and ".join(f"'{t}'" for t in m.twins)
         return [
             Evidence(
                 "copy",
-                f"the same vector as {names} of the registry",
+                f"the same vector as {named(m.twins)} of the registry",
                 "equal up to its length",
                 "left out of everything else here, so that the answer is no look-up",
                 "note",

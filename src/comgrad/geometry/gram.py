@@ -166,7 +166,7 @@ def _low_low(p: Factors, q: Factors) -> Tensor:
         rows, first = slice(block.start * p.width, block.stop * p.width), block.start if p is q else 0
         others = slice(first * q.width, None)
         P = (p.Bt[rows] @ q.Bt[others].T).mul_(p.At[rows] @ q.At[others].T)
-        out[block.slice, first:] = P.view(len(block), p.width, d - first, q.width).sum((1, 3))
+        out[block.slice, first:] = P.view(len(block), p.width, -1).sum(1).view(len(block), d - first, q.width).sum(2)
     return out
 
 
