@@ -52,6 +52,7 @@ def test_attached_replaced_and_attached_again(store: Store) -> None:
     assert store.attach_gradient(one, GradientEntry(b"second", HOW)).status == "replaced"
     assert (held(store, one), blobs(store)) == (b"second", 2)  # the old blob is gone
     record = store.gradients()[one]
+    assert store.gradients([one, "tv-none"]) == {one: record} and store.gradients([]) == {}
     assert (record.facts, record.size_bytes, record.vector_id) == (HOW, 6, one)
     assert record.created_at.tzinfo is not None
     with pytest.raises(NotFound, match="no vector of that id"):

@@ -1,4 +1,4 @@
-"""Suggestions from neighbourhoods, made in a process beside the service: the same bytes, and no process left behind."""
+"""Suggestions from neighbourhoods, made in a process beside the service: the same answers, and no process left behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from comgrad.service.auth.identity import ANONYMOUS
 from comgrad.service.core import Service
 from comgrad.service.errors import Busy
 from comgrad.service.insight import Insight
+from comgrad.service.scope import Group
 from comgrad.service.suggestions import Suggested
+from comgrad.vectors.task_vector import TaskVector
 from service_site import Site, running
 
 TEXT = "decide whether a sentence is acceptable"
@@ -38,8 +40,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, zoo: list[Path]) -> Iterator[
 
 @contextmanager
 def insight(service: Service, tmp_path: Path, **more: object) -> Iterator[Insight]:
-    """Questions over the same vectors, with neighbourhoods of five and a folder of its own for suggestions."""
-    settings = service.settings.model_copy(update={"whole_scope": 6, "neighbourhood": 5, **more})
+    """Questions over the same vectors, with neighbourhoods of eight, and a folder of its own for suggestions."""
+    settings = service.settings.model_copy(update={"whole_scope": 6, "neighbourhood": 8, **more})
     made = Insight(service.scopes, service.listings, service.nearness, settings)
     made.suggestions.folder = tmp_path / ("beside" if settings.beside else "here")
     made.suggestions.folder.mkdir(exist_ok=True)
@@ -76,14 +78,35 @@ def soon(true: Callable[[], bool]) -> bool:
     return true()
 
 
-def test_the_process_beside_writes_the_bytes_that_a_thread_writes(site: Site, tmp_path: Path) -> None:
+def test_the_process_beside_answers_as_a_thread_does(site: Site, tmp_path: Path) -> None:
+    """To rounding: the test's own process may add up on several threads."""
     with insight(site.service, tmp_path) as one, insight(site.service, tmp_path, beside=False) as two:
         there, here = asked(one), asked(two)
         assert process_of(one) != os.getpid()
         assert two.suggestions._apart._pool is None
-    assert [(f.name, f.sha256) for f in there.files] == [(f.name, f.sha256) for f in here.files]
-    assert there.as_dict() == here.as_dict()
-    assert len(there.sources) == 5 and there.layers
+        vectors = [TaskVector.from_peft(x.suggestions.folder / f.id) for x, f in ((one, there), (two, here))]
+    assert (there.id, there.description, there.reader) == (here.id, here.description, here.reader)
+    assert {f.name for f in there.files} == {f.name for f in here.files} > {"README.md", "adapter_model.safetensors"}
+    assert {s["id"]: s["coefficient"] for s in there.sources} == pytest.approx(
+        {s["id"]: s["coefficient"] for s in here.sources}, rel=1e-6
+    )
+    assert (vectors[0] - vectors[1]).norm() < 1e-5 * vectors[1].norm()
+    assert len(there.sources) == 8 and [x.keys() for x in there.layers] == [x.keys() for x in here.layers]
+
+
+def test_where_too_few_gains_are_known_the_nearer_half_takes_part(site: Site, tmp_path: Path) -> None:
+    """The shipped vectors have gradients, and predicting gains takes eight."""
+    scope = site.service.scopes.scope(ANONYMOUS)
+    group = scope.group(None)
+    assert len(site.service.registry.store.gradients([x.id for x in group])) == COUNT
+    near: dict[int, Group] = {}
+    for most in (9, 8, 7):
+        with insight(site.service, tmp_path, neighbourhood=most) as found:
+            near[most] = found.suggestions._neighbourhood(TEXT, group, scope)
+            nearest = found.finding.nearest(TEXT, group, scope)
+            assert nearest in near[most]
+    assert [len(near[most]) for most in near] == [9, 8, 4]
+    assert near[7].ids < near[8].ids < near[9].ids
 
 
 def test_what_cannot_be_is_refused_from_beside_as_from_here(site: Site, tmp_path: Path) -> None:
@@ -93,6 +116,17 @@ def test_what_cannot_be_is_refused_from_beside_as_from_here(site: Site, tmp_path
             found.suggest(ANONYMOUS, TEXT, rule="none-such")
         said.append((type(refused.value), refused.value.as_dict()))
     assert said[0] == said[1] and "none-such" in said[0][1]["given"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_it_goes_on_while_the_service_does(site: Site, tmp_path: Path, how: signal.Signals) -> None:
+    """A terminal and an init system send their signals to all processes of a service."""
+    with insight(site.service, tmp_path) as found:
+        asked(found)
+        first = process_of(found)
+        os.kill(first, how)
+        assert asked(found, "tell which of two sentences is good grammar").sources
+        assert process_of(found) == first
 
 
 def test_a_killed_process_is_started_anew(site: Site, tmp_path: Path) -> None:

@@ -191,9 +191,9 @@ class Catalogue:
         """The row of a vector's gradient."""
         return self.read(lambda connection: gradients.find(connection, identity))
 
-    def gradients(self) -> dict[str, GradientRecord]:
-        """Vector id → row of its gradient, in one query."""
-        return self.read(gradients.find_all)
+    def gradients(self, of: Sequence[str] | None = None) -> dict[str, GradientRecord]:
+        """Vector id → row of its gradient, in one query; of all vectors, or of a few."""
+        return self.read(lambda connection: gradients.find_all(connection, of))
 
     def held(self) -> Sequence[Held]:
         """Every blob that an active vector or its gradient needs."""

@@ -7,6 +7,7 @@ trained twice), so a gradient's digest is no key.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,9 +111,12 @@ def find(connection: Connection, identity: str) -> GradientRecord | None:
     return None if row is None else _record(row)
 
 
-def find_all(connection: Connection) -> dict[str, GradientRecord]:
-    """Vector id → row, for every vector that has a gradient."""
-    return {row["vector_id"]: _record(row) for row in connection.execute(select(gradients)).mappings()}
+def find_all(connection: Connection, of: Sequence[str] | None = None) -> dict[str, GradientRecord]:
+    """Vector id → row, for every vector that has a gradient, or for those of a few."""
+    query = select(gradients)
+    if of is not None:
+        query = query.where(gradients.c.vector_id.in_(of))
+    return {row["vector_id"]: _record(row) for row in connection.execute(query).mappings()}
 
 
 def holds(connection: Connection, digest: str, identity: str | None = None) -> bool:

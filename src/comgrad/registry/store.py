@@ -260,9 +260,10 @@ class Store:
         with self._whole(found, "gradient of", "add the vector with --examples again"):
             return record, self.blobs.path(record.digest)
 
-    def gradients(self) -> dict[str, GradientRecord]:
-        """Vector id → its gradient's record, for all that have one, in one query; no file is looked at."""
-        return self.catalogue.gradients()
+    def gradients(self, of: Sequence[str] | None = None) -> dict[str, GradientRecord]:
+        """Vector id → its gradient's record, for all that have one, or for those of a few ids (some hundred at most) that
+        do, in one query; no file is looked at."""
+        return self.catalogue.gradients(of)
 
     @contextlib.contextmanager
     def _whole(self, found: Record, part: str = "file of", remedy: str = "add the same file again") -> Iterator[None]:

@@ -33,7 +33,8 @@ def begin(settings: Settings) -> None:
     """Before the first question: open the registry, give way to requests, and end when the service does."""
     global _geometry
     settle()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when it is over
+    for asked in (signal.SIGINT, signal.SIGTERM):  # the service answers what it took before it ends, and this with it
+        signal.signal(asked, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):  # not everywhere
         os.nice(STEPS)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -125,7 +125,7 @@ class Insight:
             from comgrad.workflows.profile import layer_profile
 
             with self.turns.brief():
-                return [row.as_dict() for row in layer_profile(self._scopes.geometry.vector(x.entry))]
+                return [row.as_dict() for row in layer_profile(self._scopes.geometry.vector(x.entry, keep=False))]
 
         return self.turns.remembered(("profile", x.id), made)
 

@@ -88,7 +88,7 @@ class Settings(BaseModel):
     warm_scopes: int = Field(8, ge=1)
     warm_vectors_bytes: int = Field(512 * MiB, ge=MiB)
     whole_scope: int = Field(512, ge=4)  # up to this many vectors a suggestion weighs all of them
-    neighbourhood: int = Field(48, ge=4)  # above it, this many nearest in words
+    neighbourhood: int = Field(48, ge=4)  # above it, this many nearest in words, or half where gains are not known
     beside: bool = True  # suggestions from neighbourhoods are made in a process beside this one
     map_points: int = Field(20_000, ge=4)  # on one map; above `whole_scope` most are placed by their sketches
     computing: int = Field(1, ge=1)  # suggestions, maps and trends at one time: each uses all cores by itself

@@ -27,6 +27,7 @@ from comgrad.service.settings import Settings
 from comgrad.service.starting import SHOWN, Question, make
 from comgrad.service.turns import Turns
 
+FEWEST_NEAR = 4  # vectors of a neighbourhood
 HELD = 256  # suggestions in memory, without their files
 
 
@@ -113,14 +114,23 @@ class Suggestions:
         return self._apart.make(question, near, folder, self._turns)
 
     def _neighbourhood(self, description: str, group: Group, scope: Scope) -> Group:
-        """The neighbourhood of the described vector nearest in words: questions alike share one."""
+        """The neighbourhood of the described vector nearest in words: questions alike share one. Where too few of it have a
+        gradient to predict gains, the nearer half predicts better (decision 0015)."""
+        from comgrad.predict.functional import FEWEST
+
         anchor = self._finding.nearest(description, group, scope)
-        if anchor is None:
-            return Group(group[-self._settings.neighbourhood :])
-        return self._turns.remembered(
-            ("neighbourhood", scope.mark, anchor.id),
-            lambda: scope.nearest_in_words(anchor, group, self._settings.neighbourhood),
-        )
+
+        def nearest(most: int) -> Group:
+            if anchor is None:
+                return Group(group[-most:])
+            return self._turns.remembered(
+                ("neighbourhood", scope.mark, anchor.id, most), lambda: scope.nearest_in_words(anchor, group, most)
+            )
+
+        most = self._settings.neighbourhood
+        near = nearest(most)
+        known = self._scopes.registry.store.gradients([x.id for x in near])
+        return near if len(known) >= FEWEST else nearest(max(FEWEST_NEAR, most // 2))
 
     def prepare(self, group: Group) -> None:
         """Start the process beside, where questions will need it."""

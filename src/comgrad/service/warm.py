@@ -214,7 +214,8 @@ class Geometry:
     def _built(self, listings: Sequence[Listing], keep: bool) -> Warm:
         from comgrad.atlas.collection import Collection
 
-        gradients = self.registry.store.gradients()
+        store, few = self.registry.store, len(listings) <= self._settings.neighbourhood
+        gradients = store.gradients([x.id for x in listings] if few else None)
         members = [self._member(x, gradients.get(x.id)) for x in listings]
         folder = self.registry.store.cache_dir
         return Warm(tuple(listings), Collection.build(members, cache=folder if keep else None), folder)
@@ -225,8 +226,9 @@ class Geometry:
         return replace(member(x.entry, gradient), load=lambda: self.vector(x.entry), owner=x.owner_id)
 
     # -- vectors -------------------------------------------------------------------------------------------------
-    def vector(self, entry: Entry) -> TaskVector:
-        """A vector from memory, or read and kept as long as there is room. Raises StorageError."""
+    def vector(self, entry: Entry, *, keep: bool = True) -> TaskVector:
+        """A vector from memory, or read, and kept as long as there is room where it may soon be asked for again.
+        Raises StorageError."""
         if self._over.is_set():
             raise Busy("the question", "the service is stopping", "ask again in a moment")
         with self._lock:
@@ -235,7 +237,7 @@ class Geometry:
                 self._vectors.move_to_end(entry.id)
                 return found[0]
         tau, size = entry.vector(), entry.record.size_bytes + HELD_BESIDE
-        if size > self._settings.warm_vectors_bytes // 8:
+        if not keep or size > self._settings.warm_vectors_bytes // 8:
             return tau  # one large checkpoint must not push out everything else
         with self._lock:
             if entry.id not in self._vectors:

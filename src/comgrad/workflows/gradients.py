@@ -179,7 +179,7 @@ def attach_computed(
         ComgradError: as `GradientMaker.make` and `attach`.
     """
     began = time.perf_counter()
-    known = store.gradients().get(identity)
+    known = store.gradients([identity]).get(identity)
     same = known is not None and known.damage is None and known.facts.rank == RANK
     if known is not None and same and known.facts.source == source(task, chosen(task)):
         facts = known.facts
