@@ -18,10 +18,12 @@ from pathlib import Path
 
 from comgrad.service import beside
 from comgrad.service.errors import Busy
-from comgrad.service.settings import Settings
+from comgrad.service.settings import MiB, Settings
 from comgrad.service.starting import Question
 from comgrad.service.turns import Turns
 from comgrad.service.vectors import Listing
+
+SHARE = 4  # a neighbourhood is read in milliseconds, and few questions share vectors: of what may be kept, so small a part
 
 
 class Apart:
@@ -32,7 +34,8 @@ class Apart:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        few = max(MiB, settings.warm_vectors_bytes // SHARE)
+        self._settings = settings.model_copy(update={"warm_vectors_bytes": few})
         self._pool: ProcessPoolExecutor | None = None
         self._over = False
         self._lock = threading.Lock()
