@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import stand_ins
 from bounded import joined, started
 from comgrad.errors import StorageError
 from comgrad.service.errors import Conflict
-from comgrad.service.store import people, things, trail
+from comgrad.service.store import people, things, trail, work
 from comgrad.service.store.database import Database
 from comgrad.service.store.tables import VERSION_TABLE, metadata
 from service_site import running
@@ -61,6 +62,27 @@ def test_opening_again_changes_nothing_and_a_newer_schema_is_refused(tmp_path: P
     again.close()
     with pytest.raises(StorageError, match="newer than this comgrad"):
         Database(tmp_path)
+
+
+def test_uploads_of_an_older_schema_count_with_the_bytes_they_declare(database: Database, tmp_path: Path) -> None:
+    url = None if database.sqlite else database.engine.url.render_as_string(hide_password=False)
+    parts = [{"name": "a", "size": 2**40, "sha256": "0"}, {"name": "b", "size": 5, "sha256": "0"}]
+    until = datetime.now(UTC)
+    with database.write() as rows:
+        people.put_account(rows, "ac-1", "bob", password="x")
+        more = {"account_id": "ac-1", "owner_id": "ac-1", "purpose": "share", "request": {}, "expires_at": until}
+        for state in ("open", "checking", "done"):
+            made = work.put_upload(rows, parts=parts, **more)
+            work.change_upload(rows, made.id, state=state)
+        before = work.open_uploads(rows, "ac-1")
+        rows.exec_driver_sql("DROP INDEX ix_service_uploads_quota")
+        rows.exec_driver_sql("ALTER TABLE service_uploads DROP COLUMN size_bytes")
+        rows.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = 's0003'")
+    again = Database(tmp_path / "service", url)
+    with again.read() as rows:
+        assert work.open_uploads(rows, "ac-1") == before == (2, 2 * (2**40 + 5))
+        assert work.open_uploads(rows, "ac-2") == (0, 0)
+    again.close()
 
 
 def test_the_database_file_is_its_owners_alone(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from comgrad.service.starting import Question
 from comgrad.service.turns import Turns
 from comgrad.service.vectors import Listing
 
-SHARE = 4  # a neighbourhood is read in milliseconds, and few questions share vectors: of what may be kept, so small a part
+SHARE = (
+    4  # a neighbourhood is read in milliseconds, and few questions share vectors: of what may be kept, so small a part
+)
 
 
 class Apart:

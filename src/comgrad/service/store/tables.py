@@ -21,7 +21,7 @@ from sqlalchemy import (
 from comgrad.registry.models import UtcDateTime
 
 # Append only: the migrations' revisions, oldest first.
-REVISIONS = ("s0001", "s0002", "s0003")
+REVISIONS = ("s0001", "s0002", "s0003", "s0004")
 VERSION_TABLE = "alembic_version_service"
 
 metadata = MetaData()
@@ -165,6 +165,8 @@ uploads = Table(
     Column("error", JSON),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Index("ix_service_uploads_quota", "account_id", "state", "size_bytes"),
 )
 
 jobs = Table(

@@ -33,12 +33,14 @@ class UploadRow:
     error: dict[str, Any] | None
     created_at: datetime
     expires_at: datetime
+    size_bytes: int
 
 
 def put_upload(rows: Rows, **columns: Any) -> UploadRow:
     """Insert an upload session."""
-    identity = new_id("up")
-    rows.execute(insert(t.uploads).values(id=identity, state="open", created_at=now(), **columns))
+    identity, size = new_id("up"), sum(int(part["size"]) for part in columns["parts"])
+    values = {"id": identity, "state": "open", "created_at": now(), "size_bytes": size}
+    rows.execute(insert(t.uploads).values(**values, **columns))
     found = upload(rows, identity)
     assert found is not None
     return found
@@ -60,9 +62,11 @@ def uploads_of(rows: Rows, account_id: str, limit: int) -> list[UploadRow]:
 def open_uploads(rows: Rows, account_id: str) -> tuple[int, int]:
     """How many open sessions an account has, and the bytes they declare."""
     c = t.uploads.c
-    query = select(t.uploads.c.parts).where(c.account_id == account_id, c.state.in_(["open", "checking"]))
-    parts = [p for (p,) in rows.execute(query)]
-    return len(parts), sum(int(x["size"]) for p in parts for x in p)
+    query = select(func.count(), func.sum(c.size_bytes)).where(
+        c.account_id == account_id, c.state.in_(["open", "checking"])
+    )
+    count, size = rows.execute(query).one()
+    return int(count), int(size or 0)
 
 
 def change_upload(rows: Rows, identity: str, *, only: Sequence[str] | None = None, **columns: Any) -> bool:
