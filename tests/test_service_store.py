@@ -76,6 +76,7 @@ def test_uploads_of_an_older_schema_count_with_the_bytes_they_declare(database: 
             work.change_upload(rows, made.id, state=state)
         before = work.open_uploads(rows, "ac-1")
         rows.exec_driver_sql("DROP INDEX ix_service_uploads_quota")
+        rows.exec_driver_sql("DROP INDEX ix_service_jobs_waiting")
         rows.exec_driver_sql("ALTER TABLE service_uploads DROP COLUMN size_bytes")
         rows.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = 's0003'")
     again = Database(tmp_path / "service", url)

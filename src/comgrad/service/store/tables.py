@@ -189,6 +189,7 @@ jobs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
+    Index("ix_service_jobs_waiting", "account_id", "state"),  # of jobs most are over
 )
 
 audit = Table(  # append only; each row's hash covers the one before

@@ -1,4 +1,4 @@
-"""The bytes that an upload declares in a column of their own, and an index that holds all a quota asks of them."""
+"""The bytes that an upload declares in a column of their own, and indices that hold all that quotas ask of uploads and jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add both; what is there already is summed once."""
+    """Add them; what is there already is summed once."""
     op.add_column("service_uploads", sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"))
     rows = op.get_bind()
     for identity, parts in rows.execute(sa.text("SELECT id, parts FROM service_uploads")).all():
@@ -24,3 +24,4 @@ def upgrade() -> None:
             sa.text("UPDATE service_uploads SET size_bytes = :size WHERE id = :id"), {"size": size, "id": identity}
         )
     op.create_index("ix_service_uploads_quota", "service_uploads", ["account_id", "state", "size_bytes"])
+    op.create_index("ix_service_jobs_waiting", "service_jobs", ["account_id", "state"])
