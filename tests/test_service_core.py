@@ -350,12 +350,53 @@ def test_short_questions_wait_for_no_long_one_and_a_closed_service_begins_none()
         turns.compute(lambda: 1)
 
 
+def test_who_waits_when_the_service_stops_is_told_so() -> None:
+    turns, over, began = Turns(1), threading.Event(), threading.Event()
+    told: dict[str, object] = {}
+
+    def long() -> str:
+        began.set()
+        over.wait(10)
+        return "ended"
+
+    def ask(name: str) -> None:
+        try:
+            told[name] = turns.compute(long)
+        except Busy as error:
+            told[name] = error.why
+
+    asking = [threading.Thread(target=ask, args=(name,)) for name in ("first", "second")]
+    started(asking[:1])
+    assert began.wait(10)
+    started(asking[1:])
+    until = time.monotonic() + 10
+    while turns._long._work_queue.qsize() == 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    turns.close()
+    over.set()
+    joined(asking)
+    assert told == {"first": "ended", "second": "the service is stopping"}
+
+
 def _out_of_time() -> None:
     raise TimeoutError("of its own")
 
 
-def test_a_quota_is_summed_from_an_index_alone(site: Site) -> None:
-    asked = "SELECT count(*), sum(size_bytes) FROM service_listings WHERE uploaded_by = 'a' AND state != 'removed'"
+@pytest.mark.parametrize(
+    ("asked", "index"),
+    [
+        (
+            "count(*), sum(size_bytes) FROM service_listings WHERE uploaded_by = 'a' AND state != 'removed'",
+            "listings_quota",
+        ),
+        (
+            "count(*), sum(size_bytes) FROM service_uploads WHERE account_id = 'a' AND state IN ('open')",
+            "uploads_quota",
+        ),
+        ("count(*) FROM service_jobs WHERE account_id = 'a' AND state IN ('queued', 'running')", "jobs_waiting"),
+    ],
+)
+def test_a_quota_is_summed_from_an_index_alone(site: Site, asked: str, index: str) -> None:
     with site.service.database.read() as rows:
-        plan = " ".join(str(r) for r in rows.execute(text(f"EXPLAIN QUERY PLAN {asked}")))
-    assert "COVERING INDEX ix_service_listings_quota" in plan
+        plan = " ".join(str(r) for r in rows.execute(text(f"EXPLAIN QUERY PLAN SELECT {asked}")))
+    assert f"COVERING INDEX ix_service_{index}" in plan

@@ -6,6 +6,7 @@ Nothing that computes is imported before `begin` has said how many threads it ma
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -38,9 +39,13 @@ def begin(settings: Settings) -> None:
     with contextlib.suppress(OSError, AttributeError):  # not everywhere
         os.nice(STEPS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    from comgrad.service import starting  # noqa: F401 - with the next, what questions need: loaded before the first
     from comgrad.service.warm import Geometry, registry_of
+    from comgrad.workflows import known, suggesting  # noqa: F401
 
     _geometry = Geometry(registry_of(settings), settings)
+    gc.collect()
+    gc.freeze()  # the libraries stay: no collection need walk them
 
 
 def _end_with_parent() -> None:
@@ -51,10 +56,7 @@ def _end_with_parent() -> None:
 
 
 def ready() -> None:
-    """Load what questions need."""
-    from comgrad.workflows import known, suggesting
-
-    del known, suggesting
+    """The first question, which needs nothing but that `begin` is over."""
 
 
 def made(question: Question, carried: Sequence[Carried], folder: Path) -> None:

@@ -7,7 +7,7 @@ import contextvars
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLong
 from typing import Any, TypeVar
 
@@ -41,19 +41,23 @@ class Turns:
         return self.awaited(lambda: self._long.submit(contextvars.copy_context().run, question))
 
     def awaited(self, submit: Callable[[], Future[Answer]]) -> Answer:
-        """The answer to a question that is put to others, who take one after another. Raises as `compute`."""
+        """The answer to a question that is put to others, who take one after another. Raises as `compute`, and
+        BrokenExecutor: they are no more."""
         with self._waits():
             try:
                 asked = submit()
             except BrokenExecutor:
                 raise
             except RuntimeError as error:  # closed
-                raise Busy("the question", "the service is stopping", "ask again in a moment") from error
-            with contextlib.suppress(TooLong):
-                return asked.result(timeout=PATIENCE)
-            if asked.cancel():
-                raise _busy()
-            return asked.result()
+                raise _stopping() from error
+            try:
+                with contextlib.suppress(TooLong):
+                    return asked.result(timeout=PATIENCE)
+                if asked.cancel():
+                    raise _busy()
+                return asked.result()
+            except CancelledError as error:
+                raise _stopping() from error
 
     @contextlib.contextmanager
     def brief(self) -> Iterator[None]:
@@ -127,6 +131,10 @@ class Turns:
                 return found.result(timeout=PATIENCE)
             except TooLong as error:
                 raise _busy() from error
+
+
+def _stopping() -> Busy:
+    return Busy("the question", "the service is stopping", "ask again in a moment")
 
 
 def _busy() -> Busy:

@@ -52,7 +52,7 @@ class Method:
     Args:
         group: `text`, `examples`, `trained` or `ceiling`.
         needs: see the module.
-        long: takes minutes per task, and runs only when asked for.
+        long: runs only when asked for: takes minutes per task, or answers a question of its own.
         code: packages and modules whose source a kept result depends on.
         splits: where it has a meaning; empty: everywhere.
     """
@@ -168,6 +168,7 @@ def _table() -> list[Method]:
                 f"{rule}-near{most}",
                 partial(near.near, most=most, rule=rule),
                 f"{rule} on a neighbourhood of {most} in words, as the service takes it among thousands",
+                long=True,
                 code=NEAR,
             )
             for rule in ("functional", "ridge")
