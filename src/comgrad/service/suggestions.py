@@ -90,7 +90,7 @@ class Suggestions:
             return self.get(who, named(group))
         if len(group) <= self._settings.whole_scope:
             return self.get(who, self._turns.compute(lambda: self._of_all(question(), group, named)))
-        near = self._neighbourhood(description, group, scope)  # what is far from it changes nothing of the answer
+        near = self._neighbourhood(description, group, scope)  # what is far from it adds little
         with contextlib.suppress(NotFound):
             return self.get(who, named(near))
         self._check_room()
